@@ -1,0 +1,150 @@
+"""The engine contract: verbs, events, promises. Read this before any engine.
+
+An engine talks to the kernel and reports events. It knows no protocol but the relay's rules,
+which come to it as data (`RelayRules`). There are three: `uv` (uvloop), `uring` (io_uring, a
+later issue) and `memory` (scripted network and virtual clock, for tests). Each behaviour below is
+a test in `tests/engine/test_contract.py`, one class that runs against all of them; what is not
+written here is not relied on.
+
+**Verbs.** None blocks and none raises because of the network; every outcome is an event. A verb
+on a link that is gone (or never was) does nothing: the event that says so may be on its way. A
+verb in the wrong order (a second `relay`, `send` after `finish`) is a bug and asserted.
+
+**Promises.**
+
+1.  Every link ends in exactly one `Closed`; after it the number is never mentioned again.
+2.  `Received` keeps the order of arrival; after `Finished` nothing more is received.
+3.  Sends leave in the order given; the caller may forget the buffer.
+4.  After `hold` no `Received` or `Finished` is delivered until `read`, but those already in the
+    batch under way (at most `READ_MAX` bytes a link). That a held link is lost (RST) is still
+    reported as `Closed`.
+5.  No event is delivered from inside a verb. Events come in batches, once a loop turn.
+6.  `Clogged` when more than `QUEUE_HIGH` is queued for a link, `Cleared` when `QUEUE_HIGH / 2`
+    or less is. More than `QUEUE_MAX` closes the link with `Fault.OVERFLOW`.
+7.  The same errno gives the same fault on every engine (`errors.fault_of`).
+8.  `close` sends what is queued, then closes; with nobody reading at the far end it gives up
+    `CLOSE_LIMIT` seconds after the order, and resets. `finish` is not limited: set a timer.
+9.  In a relay, the gateway's own bytes (ping, close) enter only between two frames.
+10. Timers fire at or after their time, once, and never after `Closed`.
+11. After `stop()`, `run` returns soon, and `stats()` shows zero links, timers and queued bytes.
+    What was still open is closed without an event.
+12. Early bytes given to `relay` pass through its rules before any that arrive later.
+13. When no descriptor or memory is free, accepting pauses and resumes by itself; clients wait in
+    the backlog, nothing spins; `AcceptPaused` and `AcceptResumed` say so once each.
+14. A Python signal handler runs within 10 ms of its signal, also when the engine is idle.
+15. An exception out of `deliver` ends `run` and is raised there: bugs are loud.
+"""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.events import Address, Cause, Event, LegCounts, Link, RelayRules
+
+READ_MAX = 64 * 1024          # bytes in one Received, and what one turn reads from one link
+QUEUE_HIGH = 64 * 1024        # Clogged above it; Cleared at half
+QUEUE_MAX = 512 * 1024        # a caller that heeds Clogged never comes near
+CLOSE_LIMIT = 5.0             # seconds that close() waits for queued bytes to leave
+ACCEPT_RETRY = 0.1            # seconds until a paused listener is tried again
+ACCEPTS_PER_TURN = 64
+
+Deliver = Callable[[list[Event]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of what exists now, and of what was ever made."""
+
+    links: int = 0                # open, relayed ones included
+    relays: int = 0
+    listeners: int = 0
+    timers: int = 0
+    queued: int = 0               # bytes that wait in user space
+    accepted: int = 0             # ever
+    connected: int = 0
+    closed: int = 0
+
+
+class Engine(Protocol):
+    """See the module's docstring for the promises."""
+
+    name: str
+    """ "uvloop", "io_uring" or "memory": the name in the table, the start line and the records."""
+
+    def now(self) -> float:
+        """The clock of all events and timers, in seconds; monotonic."""
+
+    def listen(self, listening: socket.socket) -> int:
+        """Accept from this bound, listening socket, which several processes may share. Returns
+        the listener's number. Answered by `Accepted` for each client. The engine owns the
+        socket object from here on, and closes its own descriptor at `unlisten`."""
+
+    def unlisten(self, listener: int) -> None:
+        """Stop accepting. What waits in the backlog stays there for others who share it."""
+
+    def adopt(self, inherited: socket.socket) -> Link:
+        """An already connected stream socket becomes a link, open at once (no event)."""
+
+    def pair(self) -> tuple[Link, Link]:
+        """Two links, open at once, each the far end of the other (a socketpair). Raises OSError
+        when no descriptor is free."""
+
+    def connect(self, address: Address) -> Link:
+        """Begin to connect. Answered by `Connected`, or `ConnectFailed` and then `Closed`. There
+        is no time limit in here: set a timer and `reset`. A Unix socket with a full backlog is
+        tried again until then."""
+
+    def read(self, link: Link) -> None:
+        """Deliver what arrives: `Received`, then `Finished`. Repeating it is harmless."""
+
+    def hold(self, link: Link) -> None:
+        """Stop delivering; see promise 4. A new link is held. Repeating it is harmless."""
+
+    def send(self, link: Link, data: bytes) -> None:
+        """Send after what is queued already. Not before `Connected`."""
+
+    def finish(self, link: Link) -> None:
+        """Half-close (FIN) after what is queued. Nothing may be sent afterwards."""
+
+    def close(self, link: Link) -> None:
+        """Close after what is queued; nothing more is delivered. Answered by `Closed(None)`."""
+
+    def reset(self, link: Link) -> None:
+        """Close at once, as RST where the family has it. Answered by `Closed(None)`."""
+
+    def relay(
+        self,
+        client: Link,
+        upstream: Link,
+        rules: RelayRules,
+        from_client: bytes = b"",
+        from_upstream: bytes = b"",
+    ) -> None:
+        """Move the stream both ways from here on; no event comes for either link until
+        `RelayEnded` for the client's and `Closed` for both. Bytes that were queued for a link
+        before leave first. If `Finished` was already delivered for a link, the relay begins with
+        that."""
+
+    def end(self, client: Link, cause: Cause) -> None:
+        """End the relay of this client link with the farewells for `cause` (`DRAIN`: told, then
+        waited for within `close_timeout`; `KILLED`: told where a frame boundary allows, then cut
+        at once). Answered by `RelayEnded`. Repeating it is harmless; `KILLED` overrides."""
+
+    def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
+        """Counters of a running relay, from the client and from the upstream; None if none."""
+
+    def set_timer(self, link: Link, name: str, at: float) -> None:
+        """`TimedOut(link, name)` at the time `at`; replaces the link's timer of that name."""
+
+    def clear_timer(self, link: Link, name: str) -> None:
+        """Forget it, also if it is due in the batch under way and not delivered yet."""
+
+    def run(self, deliver: Deliver) -> None:
+        """Drive until `stop`; `deliver` gets a non-empty list once a turn."""
+
+    def stop(self) -> None:
+        """Close all that is open and let `run` return. May be called from `deliver`."""
+
+    def stats(self) -> Stats:
+        """Counters now."""

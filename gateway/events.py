@@ -1,0 +1,336 @@
+"""Events up, commands down: all that the engine and a session ever say to each other.
+
+- An event is a fact from the engine, in the past tense. Its `at` is the engine's clock in
+  seconds (monotonic; virtual in the memory engine): the only time that policy and protocol know.
+- A command is an order from a session to the worker, in the imperative. A session does not know
+  link numbers: it says which `Side` it means, and the worker knows the link.
+
+Both are frozen and slotted. Nothing else crosses the seam.
+"""
+
+import enum
+from dataclasses import dataclass, field
+
+from gateway.errors import Blame, Fault
+
+Link = int  # the engine's number for one byte stream; never reused while anybody may mean it
+
+
+class Side(enum.IntEnum):
+    """A session has two links: the client's, and, from `Connect` on, the upstream's."""
+
+    CLIENT = 0
+    UPSTREAM = 1
+
+    @property
+    def other(self) -> "Side":
+        """The side across the relay."""
+        return Side.UPSTREAM if self is Side.CLIENT else Side.CLIENT
+
+    @property
+    def blame(self) -> Blame:
+        """Whose doing it is when this side ends things."""
+        return Blame.CLIENT if self is Side.CLIENT else Blame.UPSTREAM
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a socket is: an IP literal and port, a Unix path, or a built-in endpoint.
+
+    Exactly one of `host`, `path`, `builtin` is meant; a client on a Unix socket has an empty
+    `path` and no host. IPv6 literals are written without brackets here, with them in `str()`.
+    """
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    builtin: str = ""
+
+    @property
+    def is_unix(self) -> bool:
+        """True for a Unix socket, also for the nameless client end of one."""
+        return not self.host and not self.builtin
+
+    def __str__(self) -> str:
+        if self.builtin:
+            return f"builtin:{self.builtin}"
+        if not self.host:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# --- The relay's terms and its outcome -------------------------------------------------------
+
+
+class Cause(enum.Enum):
+    """Why a relay ended. The farewells for each are in `gateway.relaying.FAREWELLS`."""
+
+    CLOSED = "closed"                    # Close frames passed
+    FINISHED = "finished"                # FIN without Close, between two frames
+    CUT = "cut"                          # FIN inside a frame
+    LOST = "lost"                        # RST, or the kernel gave the link up
+    SILENT = "silent"                    # no sign of life after a ping
+    STALLED = "stalled"                  # write_timeout: took no byte
+    UNANSWERED = "unanswered"            # close_timeout: a Close or FIN that was never answered
+    FRAMING = "framing"                  # RFC 6455 framing broken: 1002
+    TEXT = "text"                        # not UTF-8: 1007
+    TOO_BIG = "too big"                  # max_message or max_frame: 1009
+    POLICY = "policy"                    # another limit: 1008
+    IDLE = "idle timeout"
+    SESSION_TIMEOUT = "session timeout"
+    DRAIN = "drain"
+    KILLED = "killed"                    # ended at once: SIGINT, or the end of a drain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayRules:
+    """What one relay obeys, fixed when it begins. Sizes in bytes, times in seconds, 0 is off."""
+
+    raw: bool = False                    # the upstream is a byte stream without frames (`tcp`)
+    raw_text: bool = False               # what comes down from it is wrapped in text frames
+    deflate: bool = False                # permessage-deflate was negotiated: RSV1 may be set
+    max_message: int = 0                 # payload bytes of one message, as sent (RFC 6455 5.4)
+    max_frame: int = 0                   # payload bytes of one frame
+    max_queue: int = 256 * 1024          # bytes that wait for one side before the other is held
+    idle_timeout: float = 0.0            # no byte from either side
+    write_timeout: float = 30.0          # a side took no byte though some waited
+    close_timeout: float = 5.0           # for the answer to a Close or FIN, and to linger
+    session_timeout: float = 0.0         # from the start of the relay
+    session_code: int = 1000             # what the client is told then
+    heartbeat: float = 0.0               # a side that is quiet so long is pinged
+    heartbeat_timeout: float = 20.0      # for any byte after that ping
+    drain_code: int = 1001               # what the client is told at a drain
+    drain_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegCounts:
+    """What came from one side of a relay, and what was said to it."""
+
+    bytes_in: int = 0                    # from this side, headers included
+    bytes_out: int = 0                   # taken by the kernel toward this side
+    frames: int = 0                      # whole headers from this side, control frames included
+    messages: int = 0                    # finished data messages from this side
+    payload: int = 0                     # payload bytes of data frames from this side
+    copied: int = 0                      # bytes from this side that went through user space
+    spliced: int = 0                     # bytes from this side that never did
+    close_received: int | None = None    # code of this side's Close; 1005 if it had none
+    close_sent: int | None = None        # code of the Close that this side was sent, likewise
+    pings_sent: int = 0                  # heartbeats of our own to this side
+    round_trip: float | None = None      # seconds, of the last heartbeat that was answered
+
+
+# --- Events: engine to worker -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact about one link."""
+
+    at: float
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted(Event):
+    """A client came in on `listener`. Nothing is read until `read`."""
+
+    listener: int
+    client: Address
+    local: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Connected(Event):
+    """The link that `connect` gave is established."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFailed(Event):
+    """The link that `connect` gave never came to be; its `Closed` follows at once."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Event):
+    """Bytes in order of arrival; never empty."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """The far end has finished sending (FIN). Sending to it still works."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clogged(Event):
+    """More than the high mark is queued for this link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared(Event):
+    """After `Clogged`: half of the high mark or less is queued."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut(Event):
+    """The link's timer of this name is due."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Event):
+    """The link is gone, and its number is never said again. `fault` is None if it was ordered."""
+
+    fault: Fault | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayEnded(Event):
+    """A relay is over; `link` is the client's. `Closed` for both links follows in this batch.
+
+    `side` is whose doing it was, None for the gateway's own (drain, timeouts of the session).
+    """
+
+    upstream: Link
+    cause: Cause
+    side: Side | None
+    detail: str                          # one sentence for the record: what exactly was wrong
+    counts: tuple[LegCounts, LegCounts]  # from the client, from the upstream
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptPaused(Event):
+    """The listener `link` waits, since no descriptor or memory is free; nobody is dropped."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptResumed(Event):
+    """The listener `link` accepts again."""
+
+
+# --- Commands: session to worker --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connect(Command):
+    """Open the upstream link. A `builtin` address is served in this process."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Command):
+    """Deliver what arrives on this side."""
+
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class Hold(Command):
+    """Deliver nothing more from this side until `Read`."""
+
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Command):
+    """Send these bytes."""
+
+    side: Side
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Relay(Command):
+    """Move the stream both ways from here on; these early bytes of each side come first."""
+
+    rules: RelayRules
+    from_client: bytes = b""
+    from_upstream: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class End(Command):
+    """End the relay with the farewell for this cause."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Command):
+    """Half-close after what is queued: FIN."""
+
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class Close(Command):
+    """Close after what is queued."""
+
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class Reset(Command):
+    """Close at once, with RST. For the upstream: forget that link; another may be opened."""
+
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer(Command):
+    """`TimedOut(name)` for the client side at the engine's time `at`; replaces one of that name."""
+
+    name: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClearTimer(Command):
+    """No `TimedOut(name)` any more; harmless where there is none."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessRecord:
+    """One line for a session's end, or for one exchange that was no upgrade. Times in seconds."""
+
+    session: str                         # id, also in the answer's body where we refuse
+    client: str                          # address as believed, see trusted_proxies
+    peer: str                            # address of the socket's far end
+    listener: str
+    method: str = ""
+    host: str = ""
+    path: str = ""                       # without the query
+    query: str = ""                      # written only where the table has log_query
+    route: str = ""
+    endpoint: str = ""
+    phase: str = ""                      # the state reached
+    status: int | None = None            # the answer's status; 101 for a relay
+    cause: str = ""                      # of a relay's end
+    blame: Blame | None = None
+    detail: str = ""
+    subprotocol: str = ""
+    counts: tuple[LegCounts, LegCounts] = field(default=(LegCounts(), LegCounts()))
+    started: float = 0.0                 # engine clock at accept, or at the exchange's first byte
+    ended: float = 0.0
+    phases: tuple[tuple[str, float], ...] = ()  # seconds in each phase, in order
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Command):
+    """Write this access record."""
+
+    record: AccessRecord
