@@ -1,0 +1,630 @@
+"""The rules of one relay, in Python and without a socket: what passes, what is said, how it ends.
+
+A driver (in an engine) tells the facts: bytes, FIN, loss, what the kernel took, time. After each
+fact it looks at the two legs: what is queued for them, whether to read from them, and their
+fate. `engine/relay.pyx` is to be the same in C; this file is the reference, and it is what the
+memory engine runs on, and uvloop where nothing is compiled.
+
+Three stages, each only once, in this order:
+
+- open: frames pass both ways.
+- closing: one side has sent Close or FIN, and the other's answer is awaited, `close_timeout` long.
+- ending: the cause is settled, the farewells are said or wait for the end of a frame, what still
+  comes is thrown away, until both sides have finished or `close_timeout` is over.
+
+Laws:
+
+- Bytes of the gateway's own enter only between two frames. Where the frame under way will never
+  be whole, nothing is put in, and that leg is reset: a cut stream never looks whole.
+- A leg gets at most one Close, and nothing behind it.
+- What is queued for a leg is bounded: `max_queue`, and what one read brought.
+- Nothing raises because of what the sides do. A fact that cannot be (bytes after FIN) is asserted.
+"""
+
+import enum
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway import frames
+from gateway.events import Cause, LegCounts, RelayRules, Side
+from gateway.frames import Cursor, Kind, Step, TextWrapper
+
+PING_PAYLOAD = 8                   # bytes; random, so that no foreign pong is taken for ours
+PING_RETRY = 0.25                  # seconds until a ping is tried again that met an open frame
+
+
+class Fate(enum.IntEnum):
+    """What is to become of a leg. It only ever grows."""
+
+    OPEN = 0
+    FINISH = 1                     # half-close once the queue is empty, and go on reading
+    CLOSE = 2                      # close once the queue is empty
+    RESET = 3                      # RST at once; the queue is dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """What a cause tells the side whose doing it was, and the other; None is nothing."""
+
+    offender: int | None
+    other: bool                    # the other gets 1014 (client) or 1001 (upstream)
+    reset: bool = False            # the offender is given up at once
+
+
+# How things end, where one side is to blame. A raw upstream that is "the other" is always reset:
+# a cut stream must not look whole.
+FAREWELLS = {
+    Cause.CUT: Farewell(None, True),
+    Cause.LOST: Farewell(None, True, reset=True),
+    Cause.SILENT: Farewell(None, True, reset=True),
+    Cause.STALLED: Farewell(None, True, reset=True),
+    Cause.UNANSWERED: Farewell(None, True, reset=True),
+    Cause.FRAMING: Farewell(frames.PROTOCOL_ERROR, True),
+    Cause.TEXT: Farewell(frames.INVALID_DATA, True),
+    Cause.TOO_BIG: Farewell(frames.TOO_BIG, True),
+    Cause.POLICY: Farewell(frames.POLICY_VIOLATION, True),
+}
+LOST_CODE = {Side.CLIENT: frames.BAD_GATEWAY, Side.UPSTREAM: frames.GOING_AWAY}
+LOST_REASON = {Side.CLIENT: "upstream failed", Side.UPSTREAM: "client failed"}
+
+
+class Leg:
+    """One side of a relay. The driver reads `queue`, `queued`, `reading` and `fate`."""
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "clogged",
+        "close_received",
+        "close_sent",
+        "cursor",
+        "fate",
+        "finished",
+        "foreign_ping_at",
+        "gone",
+        "heard_at",
+        "pending",
+        "ping_at",
+        "ping_payload",
+        "pings_sent",
+        "probe_at",
+        "queue",
+        "queued",
+        "raw",
+        "reading",
+        "round_trip",
+        "side",
+        "taken_at",
+        "wrapped",
+    )
+
+    def __init__(self, side: Side, rules: RelayRules, now: float):
+        self.side = side
+        self.raw = rules.raw and side is Side.UPSTREAM
+        self.queue: deque[bytes] = deque()
+        self.queued = 0
+        self.reading = True
+        self.fate = Fate.OPEN
+        self.gone = False                       # lost: the driver has no socket any more
+        self.finished = False                   # FIN came from this side
+        self.clogged = False
+        self.pending: tuple[int | None, str] | None = None  # a farewell that waits for a boundary
+        self.close_received: int | None = None
+        self.close_sent: int | None = None
+        self.heard_at = now                     # last byte from this side
+        self.taken_at = now                     # last progress of its queue
+        self.probe_at: float | None = None      # silence since then counts as lost
+        self.ping_at = 0.0
+        self.ping_payload = b""                 # of our ping that was not answered yet
+        self.foreign_ping_at: float | None = None  # an unanswered ping that passed to this side
+        self.pings_sent = 0
+        self.round_trip: float | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.wrapped = 0                        # frames made of a raw upstream's bytes
+        self.cursor = Cursor(
+            masked=side is Side.CLIENT,
+            deflate=rules.deflate,
+            max_message=rules.max_message,
+            max_frame=rules.max_frame,
+            unwrap=rules.raw,
+        )
+
+    @property
+    def done(self) -> bool:
+        """Nothing more is to be done for this leg but to close its socket."""
+        return (
+            self.gone
+            or self.fate is Fate.RESET
+            or (self.fate is Fate.CLOSE and not self.queued)
+        )
+
+    def raise_fate(self, fate: Fate) -> None:
+        """Fates only grow; RESET drops the queue."""
+        if fate > self.fate:
+            self.fate = fate
+        if self.fate is Fate.RESET and self.queued:
+            self.queue.clear()
+            self.queued = 0
+
+    def counts(self) -> LegCounts:
+        """A snapshot."""
+        cursor = self.cursor
+        return LegCounts(
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
+            frames=self.wrapped if self.raw else cursor.frames,
+            messages=self.wrapped if self.raw else cursor.messages,
+            payload=self.bytes_in if self.raw else cursor.payload,
+            copied=self.bytes_in,
+            close_received=self.close_received,
+            close_sent=self.close_sent,
+            pings_sent=self.pings_sent,
+            round_trip=self.round_trip,
+        )
+
+
+class Relay:
+    """One relay. Tell facts, then look at `legs`, `deadline` and `over`.
+
+    random_bytes(n) gives n unpredictable bytes: masks of own frames, payloads of pings.
+    """
+
+    __slots__ = (
+        "_active_at",
+        "_closing_at",
+        "_ending_at",
+        "_first",
+        "_random_bytes",
+        "_rules",
+        "_session_at",
+        "_wrapper",
+        "cause",
+        "deadline",
+        "detail",
+        "legs",
+        "side",
+    )
+
+    def __init__(self, rules: RelayRules, now: float, random_bytes: Callable[[int], bytes]):
+        self._rules = rules
+        self._random_bytes = random_bytes
+        self.legs = (Leg(Side.CLIENT, rules, now), Leg(Side.UPSTREAM, rules, now))
+        self.cause: Cause | None = None         # settled: the relay is ending
+        self.side: Side | None = None
+        self.detail = ""
+        self._first: Side | None = None         # who sent the first Close or FIN
+        self._closing_at = math.inf             # the answer to it is awaited until then
+        self._ending_at = math.inf              # everything is over by then
+        self._session_at = now + rules.session_timeout if rules.session_timeout else math.inf
+        self._active_at = now                   # last byte but for our own pongs
+        self._wrapper = TextWrapper() if rules.raw_text else None
+        self.deadline = math.inf
+        self._set_deadline(now)
+
+    # --- What the driver looks at ---------------------------------------------------------
+
+    @property
+    def over(self) -> bool:
+        """Both legs are done: close their sockets and report the end."""
+        return self.legs[0].done and self.legs[1].done
+
+    def counts(self) -> tuple[LegCounts, LegCounts]:
+        """Snapshots, from the client and from the upstream."""
+        return self.legs[0].counts(), self.legs[1].counts()
+
+    # --- Facts ----------------------------------------------------------------------------
+
+    def received(self, side: Side, data: bytes, now: float) -> None:
+        """`data` (not empty) was read from `side`."""
+        leg, other = self.legs[side], self.legs[1 - side]
+        assert data and not leg.finished and not leg.gone
+        leg.bytes_in += len(data)
+        leg.heard_at = now
+        if self.cause is not None:
+            self._received_while_ending(leg, other, data)
+        elif leg.close_received is None:
+            active_at, self._active_at = self._active_at, now
+            if leg.raw:
+                self._wrap(data, now)
+            elif self._walk(leg, data, now):
+                self._active_at = active_at     # nothing came but the answer to our ping
+        self._set_reading()
+
+    def finished(self, side: Side, now: float) -> None:
+        """FIN came from `side`."""
+        leg, other = self.legs[side], self.legs[1 - side]
+        assert not leg.finished and not leg.gone
+        leg.finished = True
+        if self.cause is not None:
+            if other.pending is not None:
+                other.pending = None
+                other.raise_fate(Fate.RESET)
+            leg.raise_fate(Fate.CLOSE)
+        elif leg.close_received is not None:
+            # After its Close a client may go at once; the upstream's answer is still due, to
+            # count it. An upstream that goes has let us close first no longer: pass it on.
+            if side is Side.UPSTREAM:
+                other.raise_fate(Fate.FINISH)
+        elif self._rules.raw:
+            self._finished_raw(leg, now)
+        elif leg.cursor.in_frame or leg.cursor.holds:
+            self._end(Cause.CUT, side, "FIN inside a frame", now)
+        else:
+            self._finished_between_frames(leg, other, now)
+        self._set_reading()
+
+    def lost(self, side: Side, detail: str, now: float) -> None:
+        """The link of `side` is gone (RST, or the kernel gave up); the driver has closed it."""
+        leg, other = self.legs[side], self.legs[1 - side]
+        assert not leg.gone
+        if self.cause is None:
+            self._end(Cause.LOST, side, detail, now)
+        elif other.pending is not None:
+            other.pending = None
+            other.raise_fate(Fate.RESET)
+        leg.gone = True
+        leg.pending = None
+        leg.queue.clear()
+        leg.queued = 0
+        self._set_reading()
+
+    def sent(self, side: Side, count: int, now: float) -> None:
+        """The kernel took `count` bytes from the front of this side's queue."""
+        leg = self.legs[side]
+        queue = leg.queue
+        leg.bytes_out += count
+        leg.queued -= count
+        leg.taken_at = now
+        while count:
+            first = queue[0]
+            if len(first) > count:
+                queue[0] = first[count:]
+                break
+            count -= len(first)
+            queue.popleft()
+        if leg.clogged and leg.queued <= self._rules.max_queue // 2:
+            leg.clogged = False
+            self._set_reading()
+
+    def end(self, cause: Cause, now: float) -> None:
+        """End it by order: DRAIN, SESSION_TIMEOUT, POLICY..., or KILLED, which also hurries."""
+        if cause is Cause.KILLED:
+            if self.cause is None:
+                self._end(cause, None, "ended at once", now)
+            self._ending_at = self.deadline = now
+            for leg in self.legs:
+                if leg.pending is not None:
+                    leg.pending = None
+                    leg.raise_fate(Fate.RESET)
+                leg.raise_fate(Fate.CLOSE)
+        elif self.cause is None and self._first is None:
+            self._end(cause, None, cause.value, now)
+        self._set_reading()
+
+    def tick(self, now: float) -> None:
+        """Call it at `deadline` or later; earlier is harmless."""
+        if self.cause is not None:
+            if now >= self._ending_at:
+                for leg in self.legs:
+                    cut = leg.pending is not None or leg.queued
+                    leg.pending = None
+                    leg.raise_fate(Fate.RESET if cut else Fate.CLOSE)
+        elif now >= self._closing_at:
+            self._unanswered(now)
+        elif now >= self._session_at and self._first is None:
+            self._end(Cause.SESSION_TIMEOUT, None, "session_timeout", now)
+        else:
+            self._tick_open(now)
+        self._set_deadline(now)
+        self._set_reading()
+
+    # --- Bytes ----------------------------------------------------------------------------
+
+    def _walk(self, leg: Leg, data: bytes, now: float) -> bool:
+        """Walk on; True if nothing came but the answer to our own ping."""
+        other = self.legs[1 - leg.side]
+        own = True
+        for step in leg.cursor.feed(data):
+            if step.kind is Kind.PASS:
+                self._put(other, step.data, now)
+                own = False
+            elif step.kind is Kind.CONTROL:
+                own = self._control(leg, other, step, now) and own
+                if leg.close_received is not None:
+                    break                       # behind a Close nothing counts (RFC 6455 1.4)
+            else:
+                self._end(step.cause, leg.side, step.detail, now)
+                own = False
+        return own
+
+    def _received_while_ending(self, leg: Leg, other: Leg, data: bytes) -> None:
+        """Thrown away, but for the rest of a frame behind which a farewell waits."""
+        if other.pending is None:
+            return
+        data = data[: leg.cursor.remaining]
+        for step in leg.cursor.feed(data):
+            if step.kind is Kind.PASS:
+                other.queue.append(step.data)
+                other.queued += len(step.data)
+            else:                               # text of a raw leg that is not UTF-8
+                other.pending = None
+                other.raise_fate(Fate.RESET)
+                return
+        if not leg.cursor.in_frame:
+            code, reason = other.pending
+            other.pending = None
+            self._say(other, code, reason)
+
+    def _control(self, leg: Leg, other: Leg, step: Step, now: float) -> bool:
+        """A whole control frame from `leg`; True if it was the answer to our own ping."""
+        if step.opcode == frames.CLOSE:
+            self._closed(leg, other, step, now)
+            return False
+        if step.opcode == frames.PONG:
+            if leg.ping_payload and step.payload == leg.ping_payload:
+                leg.ping_payload = b""
+                leg.round_trip = now - leg.ping_at
+                return True
+            leg.foreign_ping_at = None
+        if not other.raw:
+            if step.opcode == frames.PING:
+                other.foreign_ping_at = now
+            self._put(other, step.data, now)
+        elif step.opcode == frames.PING:        # toward raw bytes we are the endpoint
+            self._put(leg, frames.build_frame(frames.PONG, step.payload), now)
+        return False
+
+    def _wrap(self, data: bytes, now: float) -> None:
+        """Bytes of a raw upstream become one frame."""
+        opcode = frames.BINARY
+        if self._wrapper is not None:
+            opcode = frames.TEXT
+            text = self._wrapper.feed(data)
+            if text is None:
+                self._end(Cause.TEXT, Side.UPSTREAM, "bytes that are not UTF-8", now)
+                return
+            data = text
+        if data:
+            self.legs[Side.UPSTREAM].wrapped += 1
+            self._put(self.legs[Side.CLIENT], frames.build_header(opcode, len(data)) + data, now)
+
+    def _put(self, leg: Leg, data: bytes, now: float) -> None:
+        """Queue bytes for a leg that can still be told things."""
+        if leg.fate is not Fate.OPEN or leg.gone:
+            return                              # its far end is gone, or has been told the end
+        if not leg.queued:
+            leg.taken_at = now
+            if self._rules.write_timeout:
+                self._sooner(now + self._rules.write_timeout)
+        leg.queue.append(data)
+        leg.queued += len(data)
+
+    def _set_reading(self) -> None:
+        """Back-pressure crosses the relay; what is only thrown away is always read."""
+        limit = self._rules.max_queue
+        client, upstream = self.legs
+        for leg in self.legs:
+            if leg.queued >= limit:
+                leg.clogged = True
+        for leg, other in ((client, upstream), (upstream, client)):
+            if leg.gone or leg.finished or leg.fate >= Fate.CLOSE:
+                leg.reading = False
+            elif (self.cause is not None and other.pending is None) or (
+                leg.close_received is not None
+            ):
+                leg.reading = True
+            else:
+                # Toward raw bytes we answer pings ourselves: a flood of them holds its sender.
+                leg.reading = not (other.clogged or (other.raw and leg.clogged))
+
+    # --- Ends -----------------------------------------------------------------------------
+
+    def _closed(self, leg: Leg, other: Leg, step: Step, now: float) -> None:
+        """A valid Close came from `leg`."""
+        code = int.from_bytes(step.payload[:2], "big") if step.payload else frames.NO_CODE
+        leg.close_received = code
+        if other.raw:
+            # RFC 6455 5.5.1: the endpoint, which we are here, answers as soon as it can.
+            self._settle(Cause.CLOSED, leg.side, "", now)
+            self._say(leg, code, "")
+            other.raise_fate(Fate.FINISH)
+            return
+        if other.fate is Fate.OPEN and not other.gone:
+            self._put(other, step.data, now)
+            other.close_sent = code
+        if other.close_received is not None or other.finished:
+            first = self._first
+            closed = other.close_received is not None
+            self._settle(Cause.CLOSED if closed else Cause.FINISHED, first, "", now)
+            for each in self.legs:
+                self._after_farewell(each)
+        elif self._first is None:
+            self._first = leg.side
+            self._await_answer(now)
+
+    def _finished_raw(self, leg: Leg, now: float) -> None:
+        """FIN without Close where the upstream is raw."""
+        client, upstream = self.legs
+        if leg is client:
+            cause = Cause.CUT if leg.cursor.in_frame or leg.cursor.holds else Cause.FINISHED
+            self._settle(cause, leg.side, "FIN without Close", now)
+            upstream.raise_fate(Fate.RESET)
+            client.raise_fate(Fate.CLOSE)
+        elif self._wrapper is not None and self._wrapper.holds:
+            self._end(Cause.TEXT, leg.side, "the stream ends inside a character", now)
+        else:
+            self._settle(Cause.FINISHED, leg.side, "", now)
+            self._bid(client, frames.NORMAL, "")
+            self._bid(upstream, None, "")
+
+    def _finished_between_frames(self, leg: Leg, other: Leg, now: float) -> None:
+        """FIN without Close: passed on, and what the other still says is delivered."""
+        other.raise_fate(Fate.FINISH)
+        if self._first is None:
+            self._first = leg.side
+            self._await_answer(now)
+        if other.finished or other.close_received is not None:
+            self._settle(Cause.FINISHED, self._first, "FIN without Close", now)
+            for each in self.legs:
+                self._after_farewell(each)
+
+    def _await_answer(self, now: float) -> None:
+        self._closing_at = now + self._rules.close_timeout
+        self._sooner(self._closing_at)
+
+    def _unanswered(self, now: float) -> None:
+        """A Close or a FIN was not answered in time."""
+        assert self._first is not None
+        first, other = self.legs[self._first], self.legs[1 - self._first]
+        if first.close_received is not None:
+            self._end(Cause.UNANSWERED, other.side, "Close was not answered", now)
+        else:
+            self._settle(Cause.FINISHED, first.side, "the other side did not finish in time", now)
+            other.raise_fate(Fate.RESET)
+            first.raise_fate(Fate.RESET if first.queued or other.cursor.in_frame else Fate.CLOSE)
+
+    def _settle(self, cause: Cause, side: Side | None, detail: str, now: float) -> None:
+        """The cause is settled; from here on the relay is ending."""
+        assert self.cause is None
+        self.cause, self.side, self.detail = cause, side, detail
+        self._ending_at = now + self._rules.close_timeout
+        self._sooner(self._ending_at)
+
+    def _end(self, cause: Cause, side: Side | None, detail: str, now: float) -> None:
+        """Settle the cause and tell both sides, by the table of ends."""
+        self._settle(cause, side, detail, now)
+        if side is None:
+            self._end_by_order(cause)
+            return
+        farewell = FAREWELLS[cause]
+        offender, other = self.legs[side], self.legs[1 - side]
+        if farewell.reset:
+            offender.raise_fate(Fate.RESET)
+        elif farewell.offender is None:
+            offender.raise_fate(Fate.CLOSE)
+        if other.raw:
+            other.raise_fate(Fate.RESET)
+        else:
+            self._bid(other, LOST_CODE[other.side], LOST_REASON[other.side])
+        if farewell.offender is not None:
+            if offender.raw:
+                offender.raise_fate(Fate.RESET)
+            else:
+                self._bid(offender, farewell.offender, detail)
+
+    def _end_by_order(self, cause: Cause) -> None:
+        """Nobody's fault: the gateway's own order or the route's."""
+        rules = self._rules
+        code, reason = frames.GOING_AWAY, cause.value
+        if cause is Cause.SESSION_TIMEOUT:
+            code = rules.session_code
+        elif cause in (Cause.DRAIN, Cause.KILLED):
+            code, reason = rules.drain_code, rules.drain_reason or "gateway is going away"
+        elif cause is Cause.POLICY:
+            code = frames.POLICY_VIOLATION
+        client, upstream = self.legs
+        self._bid(client, code, reason)
+        self._bid(upstream, None if upstream.raw else frames.GOING_AWAY, reason)
+
+    def _bid(self, leg: Leg, code: int | None, reason: str) -> None:
+        """Say farewell now, or at the end of the frame under way, or never if that is cut."""
+        source = self.legs[1 - leg.side]
+        if leg.gone or leg.fate >= Fate.CLOSE:
+            return
+        if not source.cursor.in_frame:
+            self._say(leg, code, reason)
+        elif source.cursor.broken or source.finished or source.gone or source.fate >= Fate.CLOSE:
+            leg.raise_fate(Fate.RESET)
+        else:
+            leg.pending = (code, reason)
+
+    def _say(self, leg: Leg, code: int | None, reason: str) -> None:
+        """Put the farewell behind what is queued. Toward raw bytes it is FIN alone."""
+        if code is not None and leg.close_sent is None and leg.fate is Fate.OPEN:
+            mask = self._random_bytes(4) if leg.side is Side.UPSTREAM else b""
+            frame = frames.build_close(code, reason, mask)
+            leg.queue.append(frame)
+            leg.queued += len(frame)
+            leg.close_sent = code
+        self._after_farewell(leg)
+
+    def _after_farewell(self, leg: Leg) -> None:
+        """Half-close toward the client and linger; let a `ws` upstream close first (7.1.1)."""
+        if leg.finished:
+            leg.raise_fate(Fate.CLOSE)
+        elif leg.side is Side.CLIENT or leg.raw:
+            leg.raise_fate(Fate.FINISH)
+
+    # --- Time -----------------------------------------------------------------------------
+
+    def _tick_open(self, now: float) -> None:
+        """Stalled, idle, silent; heartbeats."""
+        rules = self._rules
+        for leg in self.legs:
+            if leg.queued and rules.write_timeout and now >= leg.taken_at + rules.write_timeout:
+                self._end(Cause.STALLED, leg.side, "write_timeout: it took no byte", now)
+                return
+        if self._first is not None:
+            return
+        if rules.idle_timeout and now >= self._active_at + rules.idle_timeout:
+            self._end(Cause.IDLE, None, "idle_timeout", now)
+            return
+        if rules.heartbeat:
+            for leg in self.legs:
+                if not leg.raw and self._is_silent(leg, now):
+                    self._end(Cause.SILENT, leg.side, "no sign of life after a ping", now)
+                    return
+
+    def _is_silent(self, leg: Leg, now: float) -> bool:
+        """Ping a leg that is quiet; True if it gave no sign of life after that."""
+        rules = self._rules
+        if leg.probe_at is not None:
+            if leg.heard_at < leg.probe_at:
+                return now >= leg.probe_at + rules.heartbeat_timeout
+            leg.probe_at = None
+        if now < leg.heard_at + rules.heartbeat:
+            return False
+        foreign = leg.foreign_ping_at
+        if foreign is not None:
+            # RFC 6455 5.5.3: it may answer the latest ping only, so ours would hide the other's.
+            leg.probe_at = foreign if foreign > leg.heard_at else now
+        elif not self.legs[1 - leg.side].cursor.in_frame:
+            leg.ping_payload = self._random_bytes(PING_PAYLOAD)
+            mask = self._random_bytes(4) if leg.side is Side.UPSTREAM else b""
+            self._put(leg, frames.build_frame(frames.PING, leg.ping_payload, mask), now)
+            leg.pings_sent += 1
+            leg.ping_at = leg.probe_at = now
+        return False
+
+    def _sooner(self, at: float) -> None:
+        self.deadline = min(self.deadline, at)
+
+    def _set_deadline(self, now: float) -> None:
+        """The earliest time at which `tick` may have something to do."""
+        rules = self._rules
+        if self.cause is not None:
+            self.deadline = self._ending_at if not self.over else math.inf
+            return
+        deadline = self._closing_at
+        for leg in self.legs:
+            if leg.queued and rules.write_timeout:
+                deadline = min(deadline, leg.taken_at + rules.write_timeout)
+        if self._first is None:
+            deadline = min(deadline, self._session_at)
+            if rules.idle_timeout:
+                deadline = min(deadline, self._active_at + rules.idle_timeout)
+            if rules.heartbeat:
+                for leg in self.legs:
+                    if not leg.raw:
+                        deadline = min(deadline, self._heartbeat_at(leg, now))
+        self.deadline = deadline
+
+    def _heartbeat_at(self, leg: Leg, now: float) -> float:
+        """When this leg is to be looked at for its heartbeat."""
+        if leg.probe_at is not None and leg.heard_at < leg.probe_at:
+            return leg.probe_at + self._rules.heartbeat_timeout
+        at = leg.heard_at + self._rules.heartbeat
+        return at if at > now else now + min(PING_RETRY, self._rules.heartbeat)
