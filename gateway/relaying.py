@@ -21,27 +21,17 @@ Laws:
 - Nothing raises because of what the sides do. A fact that cannot be (bytes after FIN) is asserted.
 """
 
-import enum
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway import frames
 from gateway.events import Cause, LegCounts, RelayRules, Side
-from gateway.frames import Cursor, Kind, Step, TextWrapper
+from gateway.frames import Kind, Step, TextWrapper
+from gateway.leg import Fate, Leg
 
 PING_PAYLOAD = 8                   # bytes; random, so that no foreign pong is taken for ours
 PING_RETRY = 0.25                  # seconds until a ping is tried again that met an open frame
-
-
-class Fate(enum.IntEnum):
-    """What is to become of a leg. It only ever grows."""
-
-    OPEN = 0
-    FINISH = 1                     # half-close once the queue is empty, and go on reading
-    CLOSE = 2                      # close once the queue is empty
-    RESET = 3                      # RST at once; the queue is dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,102 +58,6 @@ FAREWELLS = {
 }
 LOST_CODE = {Side.CLIENT: frames.BAD_GATEWAY, Side.UPSTREAM: frames.GOING_AWAY}
 LOST_REASON = {Side.CLIENT: "upstream failed", Side.UPSTREAM: "client failed"}
-
-
-class Leg:
-    """One side of a relay. The driver reads `queue`, `queued`, `reading` and `fate`."""
-
-    __slots__ = (
-        "bytes_in",
-        "bytes_out",
-        "clogged",
-        "close_received",
-        "close_sent",
-        "cursor",
-        "fate",
-        "finished",
-        "foreign_ping_at",
-        "gone",
-        "heard_at",
-        "pending",
-        "ping_at",
-        "ping_payload",
-        "pings_sent",
-        "probe_at",
-        "queue",
-        "queued",
-        "raw",
-        "reading",
-        "round_trip",
-        "side",
-        "taken_at",
-        "wrapped",
-    )
-
-    def __init__(self, side: Side, rules: RelayRules, now: float):
-        self.side = side
-        self.raw = rules.raw and side is Side.UPSTREAM
-        self.queue: deque[bytes] = deque()
-        self.queued = 0
-        self.reading = True
-        self.fate = Fate.OPEN
-        self.gone = False                       # lost: the driver has no socket any more
-        self.finished = False                   # FIN came from this side
-        self.clogged = False
-        self.pending: tuple[int | None, str] | None = None  # a farewell that waits for a boundary
-        self.close_received: int | None = None
-        self.close_sent: int | None = None
-        self.heard_at = now                     # last byte from this side
-        self.taken_at = now                     # last progress of its queue
-        self.probe_at: float | None = None      # silence since then counts as lost
-        self.ping_at = 0.0
-        self.ping_payload = b""                 # of our ping that was not answered yet
-        self.foreign_ping_at: float | None = None  # an unanswered ping that passed to this side
-        self.pings_sent = 0
-        self.round_trip: float | None = None
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.wrapped = 0                        # frames made of a raw upstream's bytes
-        self.cursor = Cursor(
-            masked=side is Side.CLIENT,
-            deflate=rules.deflate,
-            max_message=rules.max_message,
-            max_frame=rules.max_frame,
-            unwrap=rules.raw,
-        )
-
-    @property
-    def done(self) -> bool:
-        """Nothing more is to be done for this leg but to close its socket."""
-        return (
-            self.gone
-            or self.fate is Fate.RESET
-            or (self.fate is Fate.CLOSE and not self.queued)
-        )
-
-    def raise_fate(self, fate: Fate) -> None:
-        """Fates only grow; RESET drops the queue."""
-        if fate > self.fate:
-            self.fate = fate
-        if self.fate is Fate.RESET and self.queued:
-            self.queue.clear()
-            self.queued = 0
-
-    def counts(self) -> LegCounts:
-        """A snapshot."""
-        cursor = self.cursor
-        return LegCounts(
-            bytes_in=self.bytes_in,
-            bytes_out=self.bytes_out,
-            frames=self.wrapped if self.raw else cursor.frames,
-            messages=self.wrapped if self.raw else cursor.messages,
-            payload=self.bytes_in if self.raw else cursor.payload,
-            copied=self.bytes_in,
-            close_received=self.close_received,
-            close_sent=self.close_sent,
-            pings_sent=self.pings_sent,
-            round_trip=self.round_trip,
-        )
 
 
 class Relay:
@@ -220,7 +114,8 @@ class Relay:
     def received(self, side: Side, data: bytes, now: float) -> None:
         """`data` (not empty) was read from `side`."""
         leg, other = self.legs[side], self.legs[1 - side]
-        assert data and not leg.finished and not leg.gone
+        assert data
+        assert not (leg.finished or leg.gone)
         leg.bytes_in += len(data)
         leg.heard_at = now
         if self.cause is not None:
@@ -236,7 +131,7 @@ class Relay:
     def finished(self, side: Side, now: float) -> None:
         """FIN came from `side`."""
         leg, other = self.legs[side], self.legs[1 - side]
-        assert not leg.finished and not leg.gone
+        assert not (leg.finished or leg.gone)
         leg.finished = True
         if self.cause is not None:
             if other.pending is not None:
@@ -467,7 +362,8 @@ class Relay:
             self._first = leg.side
             self._await_answer(now)
         if other.finished or other.close_received is not None:
-            self._settle(Cause.FINISHED, self._first, "FIN without Close", now)
+            side = self._first if other.close_received is None else leg.side
+            self._settle(Cause.FINISHED, side, "FIN without Close", now)
             for each in self.legs:
                 self._after_farewell(each)
 
