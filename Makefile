@@ -1,0 +1,54 @@
+# One command for each need, the same for people and for CI. `make help` lists them.
+#
+# Paths are relative, for a folder with a space in its name; Python programs are run as
+# `python -m`, since a script's first line cannot hold such a path. Nothing needs activating.
+
+PYTHON ?= python3        # makes .venv: 3.11 or newer
+ARGS   ?=                # more for pytest: make test ARGS="-k heads -x"
+
+PY := .venv/bin/python
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check lint types format lock wheel clean ready ready-to-test
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\): *[a-z -]*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
+		printf '  make %-11s %s\n' "$$name" "$$text"; done
+
+demo: ready      ## run the gateway on routes/demo.toml, http://127.0.0.1:8080
+	@exec $(PY) -m gateway --routes routes/demo.toml
+
+test: check      ## everything: ruff, mypy, all tests
+	$(PY) -m pytest $(ARGS)
+
+test-fast: ready-to-test   ## tests without sockets and programs: under a minute
+	$(PY) -m pytest tests/house tests/protocol tests/control $(ARGS)
+
+check: lint types   ## ruff and mypy
+
+lint: ready-to-test   ## ruff
+	$(PY) -m ruff check .
+
+types: ready-to-test   ## mypy, strict
+	$(PY) -m mypy
+
+format: ready-to-test   ## sort imports and mend what ruff can; columns are set by hand
+	$(PY) -m ruff check --fix .
+
+lock: ready-to-test   ## take today's versions of all packages into requirements/
+	$(PY) tools/lock.py
+
+wheel: ready     ## dist/*.whl
+	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:           ## remove all that was made, .venv included
+	rm -rf .venv .tools build dist *.egg-info tests/end_to_end/node/node_modules
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find gateway tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+ready:
+	@$(PYTHON) tools/set_up.py run
+
+ready-to-test:
+	@$(PYTHON) tools/set_up.py test
