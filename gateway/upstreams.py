@@ -1,0 +1,180 @@
+"""Which endpoint of an upstream gets the next session.
+
+A `Pool` is one upstream's endpoints with their live counts and their health. It is asked with
+`pick` and told with `begin`, `connected`, `failed` and `ended`, which are `Endpoint`'s methods.
+
+Laws of this file:
+
+- Pure: the clock comes in as `now`, chance as a `random.Random`. Same seed, same choices.
+- What is connecting counts as live from `begin` on, so that a burst spreads before the first
+  answer is there. Each `begin` is followed by exactly one `ended`, which is asserted.
+- An endpoint whose connect failed rests for a second, for each further failure twice as long as
+  before, up to thirty. Resting ones are passed over while another can be had; where all rest,
+  one of them is tried all the same, since a guess is better than a certain refusal.
+- Weight 0 gets nothing. It never resolves a name and never connects.
+"""
+
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import log
+
+from gateway.events import Address
+from gateway.table import EndpointEntry, Upstream
+
+REST_MIN = 1.0    # seconds that an endpoint rests after its first failed connect
+REST_MAX = 30.0   # no rest is longer: a service that came back is found within half a minute
+
+
+class Endpoint:
+    """One address of an upstream: its weight, what is live on it, and whether it rests."""
+
+    __slots__ = ("active", "address", "entry", "name", "rest", "rests_until", "turn", "weight",
+                 "_hash")
+
+    def __init__(self, entry: EndpointEntry, address: Address, weight: int) -> None:
+        self.entry = entry              # as the table has it: for `send_host` and messages
+        self.address = address          # where to connect
+        self.name = str(address)        # for records
+        self.weight = weight
+        self.active = 0                 # sessions that connect or are connected
+        self.rest = 0.0                 # seconds of the latest rest; 0 after a success
+        self.rests_until = 0.0          # passed over before this time
+        self.turn = 0                   # the credit of smooth round-robin
+        # The address, hashed once; no address holds a NUL, so no two (address, key) run together.
+        self._hash = blake2b(self.name.encode() + b"\0", digest_size=8)
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} weight={self.weight} active={self.active}>"
+
+    def begin(self) -> None:
+        """A session begins to connect here. Exactly one `ended` must follow."""
+        self.active += 1
+
+    def connected(self) -> None:
+        """The connect succeeded: whatever was held against this endpoint is forgotten."""
+        self.rest = 0.0
+        self.rests_until = 0.0
+
+    def failed(self, now: float) -> None:
+        """The connect failed or took too long: rest. `ended` must follow all the same.
+
+        Connects that were under way together fail together. They are one failure: only one after
+        the rest is over makes the next rest longer.
+        """
+        if now < self.rests_until:
+            return
+        self.rest = min(self.rest * 2, REST_MAX) if self.rest else REST_MIN
+        self.rests_until = now + self.rest
+
+    def ended(self) -> None:
+        """What `begin` began is over, however it ended."""
+        assert self.active > 0, f"{self.name} was ended more often than begun"
+        self.active -= 1
+
+    def score(self, key: bytes) -> float:
+        """This endpoint's weighted rendezvous score for `key`; the highest of a pool wins.
+
+        -weight / ln(u), with u uniform in (0, 1) from a hash of address and key (Schindelhauer
+        and Schomaker, 2005): each endpoint wins in proportion to its weight, and a key moves only
+        when its own winner goes or a newcomer beats it. blake2b has no seed here, so all
+        processes agree, also after a restart.
+        """
+        digest = self._hash.copy()
+        digest.update(key)
+        drawn = int.from_bytes(digest.digest(), "big") >> 12  # 52 bits: u is exact, never 0 or 1
+        return -self.weight / log((drawn + 0.5) / (1 << 52))
+
+
+@dataclass(slots=True)
+class _Sum:
+    """What the entries of a table say of one address together."""
+
+    entry: EndpointEntry
+    weight: int
+
+
+class Pool:
+    """The endpoints of one upstream. Empty until `set_endpoints`."""
+
+    def __init__(self, upstream: Upstream, random: random.Random) -> None:
+        self.upstream = upstream
+        self.endpoints: list[Endpoint] = []
+        self._random = random
+        balances: dict[str, Callable[[list[Endpoint]], Endpoint] | None] = {
+            "round-robin": self._round_robin,
+            "least-connections": self._least_connections,
+            "random-two": self._random_two,
+            "hash": None,               # the only one that needs the key: see `pick`
+        }
+        self._balance = balances[upstream.balance]
+
+    def set_endpoints(self, resolved: list[tuple[EndpointEntry, Address]]) -> None:
+        """Replace the endpoints by these; each address has its entry's weight.
+
+        An address that was there keeps its counts and its health. One that is named twice is one
+        endpoint with the sum of the weights. Sessions on an address that went keep its `Endpoint`
+        and end it as ever.
+        """
+        sums: dict[Address, _Sum] = {}
+        for entry, address in resolved:
+            if address in sums:
+                sums[address].weight += entry.weight
+            else:
+                sums[address] = _Sum(entry, entry.weight)
+        before = {endpoint.address: endpoint for endpoint in self.endpoints}
+        self.endpoints = []
+        for address, total in sums.items():
+            endpoint = before.get(address)
+            if endpoint is None:
+                endpoint = Endpoint(total.entry, address, total.weight)
+            endpoint.entry, endpoint.weight = total.entry, total.weight
+            self.endpoints.append(endpoint)
+
+    def pick(self, key: bytes, now: float, tried: Collection[Endpoint] = ()) -> Endpoint | None:
+        """The endpoint for the next session, or None where there is none but those in `tried`.
+
+        `key` is what `balance = "hash"` goes by; the others ignore it. The caller says `begin`
+        before it connects. Only round-robin remembers that it was asked.
+        """
+        able = [e for e in self.endpoints if e.weight > 0 and e not in tried]
+        awake = [e for e in able if e.rests_until <= now]
+        choice = awake or able
+        if len(choice) <= 1:
+            return choice[0] if choice else None
+        if self._balance is None:
+            return max(choice, key=lambda endpoint: endpoint.score(key))
+        return self._balance(choice)
+
+    def _round_robin(self, choice: list[Endpoint]) -> Endpoint:
+        """Smooth weighted round-robin: weights 5, 1, 1 give a a b a c a a, not five a in a row.
+
+        Each turn credits every endpoint with its weight; the richest is picked and pays for all.
+        """
+        for endpoint in choice:
+            endpoint.turn += endpoint.weight
+        best = max(choice, key=lambda endpoint: endpoint.turn)
+        best.turn -= sum(endpoint.weight for endpoint in choice)
+        return best
+
+    def _least_connections(self, choice: list[Endpoint]) -> Endpoint:
+        """The fewest live sessions per weight; among equals chance decides, by weight.
+
+        Not (active + 1) / weight: where sessions are short, and all are free each time, that
+        would give everything to the heaviest.
+        """
+        fewest = min(endpoint.active / endpoint.weight for endpoint in choice)
+        return self._draw([e for e in choice if e.active / e.weight == fewest])
+
+    def _random_two(self, choice: list[Endpoint]) -> Endpoint:
+        """Draw two by weight, take the one with fewer live sessions per weight."""
+        first = self._draw(choice)
+        second = self._draw([endpoint for endpoint in choice if endpoint is not first])
+        return second if second.active / second.weight < first.active / first.weight else first
+
+    def _draw(self, choice: list[Endpoint]) -> Endpoint:
+        """One at random, in proportion to the weights."""
+        if len(choice) == 1:
+            return choice[0]
+        return self._random.choices(choice, [endpoint.weight for endpoint in choice])[0]
