@@ -1,0 +1,41 @@
+"""Fixtures of the end-to-end tests: each runs on every engine of `kit.ENGINES`."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from end_to_end.kit import ENGINES, Gateway, Starter, launch
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """The engine that the table demands."""
+    return str(request.param)
+
+
+@pytest.fixture
+def start(engine: str, tmp_path: Path) -> Iterator[Starter]:
+    """Start a gateway on a table; it ends with the test."""
+    yield from _starter(engine, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_shared(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """Start a gateway on a table; it ends with the module, whose tests share it."""
+    yield from _starter(engine, tmp_path_factory.mktemp("gateway"))
+
+
+def _starter(engine: str, folder: Path) -> Iterator[Starter]:
+    with contextlib.ExitStack() as stack:
+        count = 0
+
+        def start(table: str, *, files: int = 0) -> Gateway:
+            nonlocal count
+            count += 1
+            place = folder / str(count)
+            place.mkdir()
+            return stack.enter_context(launch(table, place, engine=engine, files=files))
+
+        yield start

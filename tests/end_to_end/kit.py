@@ -1,0 +1,312 @@
+"""The gateway as a process: started on a table, asked nothing but what an operator could ask.
+
+`launch` starts it and waits for the line that names its addresses, collects its access records
+from stdout and its messages from stderr, and at the end ends it, if the test has not, and fails
+if it did not end well or had an exception to show. All listeners use port 0.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from end_to_end.wire import PATIENCE, Head, Upstream, Wire, connect, switching, upgrade
+
+COMMAND = [sys.executable, "-m", "gateway"]
+ENGINES = ["uvloop"]
+START_LIMIT = 30.0  # seconds; a machine that runs other things besides is slow to import
+
+Record = dict[str, Any]
+Starter = Callable[..., "Gateway"]
+
+
+class _Lines:
+    """The lines of a pipe, read by a thread, for which a test can wait."""
+
+    def __init__(self, pipe: IO[str]) -> None:
+        self.lines: list[str] = []
+        self.ended = False
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
+        self._thread.start()
+
+    def _read(self, pipe: IO[str]) -> None:
+        with pipe:
+            for line in pipe:
+                with self._news:
+                    self.lines.append(line.rstrip("\n"))
+                    self._news.notify_all()
+        with self._news:
+            self.ended = True
+            self._news.notify_all()
+
+    def wait(self, found: Callable[[], bool], seconds: float) -> bool:
+        """True as soon as `found` says so; False at the end of the time or of the pipe."""
+        end = time.monotonic() + seconds
+        with self._news:
+            while not found():
+                left = end - time.monotonic()
+                if self.ended or left <= 0:
+                    return found()
+                self._news.wait(left)
+        return True
+
+    def join(self) -> None:
+        """Wait for the end of the pipe."""
+        self._thread.join(PATIENCE)
+
+
+@dataclass
+class Bound:
+    """One address that the gateway listens on, as its start line has it."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def address(self) -> tuple[str, int] | str:
+        """What `wire.connect` takes."""
+        return self.path or (self.host, self.port)
+
+
+def bound_addresses(line: str) -> list[Bound]:
+    """All addresses in a start line: "127.0.0.1:8080", "[::1]:8080", "unix:/run/x.sock"."""
+    found = []
+    pattern = r"unix:(/[^\s,]+)|\[([0-9a-f:]+)\]:(\d+)|\b(\d+\.\d+\.\d+\.\d+):(\d+)"
+    for path, six, six_port, four, four_port in re.findall(pattern, line):
+        port = six_port or four_port
+        found.append(Bound(path=path) if path else Bound(host=six or four, port=int(port)))
+    return found
+
+
+class Gateway:
+    """A running gateway. `bound` are its addresses in the order of the table's listeners."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout and process.stderr
+        self.process = process
+        self.out = _Lines(process.stdout)
+        self.err = _Lines(process.stderr)
+        self.bound: list[Bound] = []
+
+    # --- Addresses ---
+
+    @property
+    def port(self) -> int:
+        """The port of the first listener."""
+        return self.bound[0].port
+
+    def url(self, path: str = "/ws", scheme: str = "ws") -> str:
+        """The URL of a path on the first listener."""
+        return f"{scheme}://127.0.0.1:{self.port}{path}"
+
+    def connect(self, listener: int = 0) -> Wire:
+        """A client's connection."""
+        return connect(self.bound[listener].address)
+
+    # --- What it says ---
+
+    def wait_started(self, listeners: int) -> None:
+        """Wait for the line that names this many addresses."""
+
+        def started() -> bool:
+            for line in self.err.lines:
+                if "listen" in line and len(found := bound_addresses(line)) >= listeners:
+                    self.bound = found
+            return bool(self.bound)
+
+        if not self.err.wait(started, START_LIMIT):
+            self.process.kill()
+            self.process.wait()
+            self.err.join()
+            raise AssertionError("the gateway did not start:\n" + "\n".join(self.err.lines))
+
+    @property
+    def messages(self) -> str:
+        """What stands on stderr so far."""
+        return "\n".join(self.err.lines)
+
+    @property
+    def records(self) -> list[Record]:
+        """The access records so far."""
+        return [json.loads(line) for line in list(self.out.lines)]
+
+    def record(self, **wanted: object) -> Record:
+        """Wait for an access record that has these values, and return the last such."""
+        matching: list[Record] = []
+
+        def there() -> bool:
+            matching[:] = [
+                record
+                for record in self.records
+                if all(record.get(key) == value for key, value in wanted.items())
+            ]
+            return bool(matching)
+
+        assert self.out.wait(there, PATIENCE), f"no record has {wanted}:\n{self.out.lines[-5:]}"
+        return matching[-1]
+
+    # --- What it takes ---
+
+    def memory(self) -> int:
+        """Resident bytes (VmRSS)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) * 1024
+
+    def cpu(self) -> float:
+        """CPU seconds used so far, user and system."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def descriptors(self) -> int:
+        """How many files it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    # --- Its end ---
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Its exit code."""
+        code = self.process.wait(seconds)
+        self.out.join()
+        self.err.join()
+        return code
+
+    def end(self) -> None:
+        """End it if it runs, and look whether anything was wrong with it."""
+        try:
+            if self.process.poll() is None:
+                self.signal(signal.SIGINT)
+            self.wait()
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+        assert "Traceback" not in self.messages, self.messages
+        assert "AssertionError" not in self.messages, self.messages
+
+
+@contextlib.contextmanager
+def launch(
+    table: str, folder: Path, *, engine: str = "uvloop", files: int = 0
+) -> Iterator[Gateway]:
+    """A gateway on this table, in which `{engine}` stands for the engine's name.
+
+    The table's file and the working directory are in `folder`. `files` limits the number of
+    open files.
+    """
+    text = table.replace("{engine}", engine)
+    path = folder / "routes.toml"
+    path.write_text(text)
+    limit = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"] if files else []
+    process = subprocess.Popen(
+        [*limit, *COMMAND, "--routes", str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
+    gateway = Gateway(process)
+    try:
+        gateway.wait_started(_listeners(text))
+        yield gateway
+    finally:
+        gateway.end()
+
+
+def _listeners(text: str) -> int:
+    """How many addresses a table listens on."""
+    table = tomllib.loads(text)
+    return len(table.get("gateway", {}).get("listen", [])) + len(table.get("listener", []))
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, for those that are short."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=START_LIMIT,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+def head(*further: str, listen: Sequence[str] = ("127.0.0.1:0",)) -> str:
+    """The `[gateway]` of a table, with these further lines."""
+    addresses = ", ".join(f'"{address}"' for address in listen)
+    lines = [f"listen = [{addresses}]", 'engine = "{engine}"', 'log = "json"', *further]
+    return "\n".join(["[gateway]", *lines]) + "\n"
+
+
+def route(name: str, upstream: str, *further: str, path: str = "") -> str:
+    """One `[[route]]`, on the path of its name unless told otherwise."""
+    lines = [f'name = "{name}"', f'path = "{path or "/" + name}"', f'upstream = "{upstream}"']
+    return "\n".join(["[[route]]", *lines, *further]) + "\n"
+
+
+# --- Both ends ------------------------------------------------------------------------------------
+
+
+def open_ws(
+    gateway: Gateway,
+    upstream: Upstream,
+    target: str = "/ws",
+    *fields: str,
+    early: bytes = b"",
+    early_down: bytes = b"",
+    answer: Sequence[bytes] = (),
+) -> tuple[Wire, Wire]:
+    """A session with a `ws` upstream, up to its 101: the client's end, the upstream's end.
+
+    `early` goes out in one piece with the request, `early_down` with the upstream's 101, which
+    has the field lines of `answer` besides its own.
+    """
+    client = gateway.connect()
+    client.send(upgrade(target, *fields) + early)
+    service = upstream.accept()
+    service.send(switching(service.read_head(), *answer) + early_down)
+    got = client.read_head()
+    assert got.status == 101, got.raw
+    return client, service
+
+
+def open_raw(
+    gateway: Gateway, upstream: Upstream, target: str = "/raw", *fields: str, early: bytes = b""
+) -> tuple[Wire, Wire]:
+    """A session with a raw upstream, up to the gateway's 101: client's end, upstream's end."""
+    client = gateway.connect()
+    client.send(upgrade(target, *fields) + early)
+    service = upstream.accept()
+    got = client.read_head()
+    assert got.status == 101, got.raw
+    return client, service
+
+
+def refused(gateway: Gateway, request: bytes, *, method: str = "GET") -> tuple[Head, bytes]:
+    """Send a request, and return the answer after which the connection ended cleanly."""
+    with gateway.connect() as client:
+        client.send(request)
+        answer = client.read_answer(method=method)
+        client.expect_fin()
+        return answer
