@@ -33,8 +33,9 @@ lint: ready-to-test   ## ruff
 types: ready-to-test   ## mypy, strict
 	$(PY) -m mypy
 
-format: ready-to-test   ## sort imports and mend what ruff can; columns are set by hand
+format: ready-to-test   ## sort imports, mend what ruff can, seal the page; columns are by hand
 	$(PY) -m ruff check --fix .
+	$(PY) tools/seal_page.py
 
 lock: ready-to-test   ## take today's versions of all packages into requirements/
 	$(PY) tools/lock.py
