@@ -1,4 +1,4 @@
-"""The pool: shares by weight, fairness among equals, consistency of the hash, rest after failure."""
+"""The pool: shares by weight, fairness among equals, a stable hash, rest after failure."""
 
 import random
 from collections import Counter
@@ -28,7 +28,9 @@ def pool(balance: str, *weights: int, seed: int = 7) -> Pool:
     return made
 
 
-def picked(asked: Pool, key: bytes = b"", now: float = 0.0, tried: tuple[Endpoint, ...] = ()) -> int:
+def picked(
+    asked: Pool, key: bytes = b"", now: float = 0.0, tried: tuple[Endpoint, ...] = ()
+) -> int:
     """The number of the endpoint that `pick` gives."""
     endpoint = asked.pick(key, now, tried)
     assert endpoint is not None

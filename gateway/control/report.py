@@ -1,0 +1,418 @@
+r"""The one writer: access records to standard output, log lines to standard error.
+
+**It never blocks a worker.** A pipe whose reader has stopped must not stop the relays. Facts about
+descriptors, and what follows:
+
+- `O_NONBLOCK` belongs to the open file description, which a shell, `make` and every process with
+  the same terminal share: setting it on descriptor 1 would break theirs. So a pipe, FIFO or
+  terminal is opened anew through `/proc/self/fd`, which gives a description of our own. Where that
+  is not allowed (another user's pipe, a terminal of another mount namespace), `poll` is asked
+  before each write: a pipe that is writable takes `PIPE_BUF` bytes without blocking (pipe(7)),
+  unless another process that shares it is quicker.
+- A socket (the journal's) cannot be opened anew; it has `MSG_DONTWAIT` for each call.
+- A regular file never says EAGAIN, and opened anew it would have an offset of its own and
+  overwrite: it is written as it is.
+
+**It never tears a line.** Lines wait in a bounded queue and leave in chunks of whole lines, up to
+`PIPE_BUF`, which a pipe takes whole or not at all. What was taken of a longer line is continued
+before anything else. When the queue is full whole lines are dropped and counted, and a line says
+how many once there is room. A reader that is gone (EPIPE) drops what waits, the rest of a line
+that was begun included; a FIFO may get a new reader, so later lines are tried.
+
+**It cannot be made to lie.** Nothing that a client sent leaves without being escaped: a value in a
+text line is bare only if it has no space, quote, backslash, `=` or unprintable character.
+
+Text is `time kind key=value ...`, without what is empty. JSON is one object a line, ASCII:
+
+- `"type": "access"`, one for each session or plain exchange; every key is always there:
+  `time` (RFC 3339, UTC, of the end), `session`, `client`, `peer`, `listener`, `method`, `host`,
+  `path`, `query` (only with `log_query`), `route`, `endpoint`, `phase`, `status` (or null),
+  `cause`, `blame` (client, upstream, gateway, operator or null), `detail`, `subprotocol`,
+  `duration_ms`, `phases_ms` (an object: phase to milliseconds), `carried` (copy, splice, both, or
+  empty where there was no relay), `from_client` and `from_upstream`: objects of `bytes_in`,
+  `bytes_out`, `frames`, `messages`, `payload`, `copied`, `spliced`, `close_received`,
+  `close_sent`, `pings_sent`, `round_trip_ms`, as `events.LegCounts` explains them.
+- `"type": "log"`: `time`, `level` (info, warning, error), `message`, and what the message needs.
+- `"type": "dropped"`: `time`, `lines`: so many lines are missing here.
+"""
+
+import errno
+import json
+import os
+import select
+import socket
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from gateway.events import AccessRecord, LegCounts
+
+QUEUE_MAX = 256 * 1024        # bytes of lines that wait for one stream
+CHUNK_MAX = select.PIPE_BUF   # 4,096 on Linux: written whole or not at all
+FAREWELL = 0.5                # seconds that `close` waits for a slow reader
+
+Value = str | int | float | None | Mapping[str, "Value"]
+
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
+
+
+# --- Streams: whole lines into a descriptor, without waiting ----------------------------------
+
+
+class LineStream:
+    """One descriptor that takes whole lines and never waits. Works on a duplicate of its own.
+
+    `dropped` counts lines that were never written, ever; `notice` makes the line that says how
+    many were just lost, written when there is room again.
+    """
+
+    def __init__(self, descriptor: int, notice: Callable[[int], bytes]) -> None:
+        self.dropped = 0
+        self._notice = notice
+        self._lines: deque[bytes] = deque()
+        self._queued = 0                # bytes of _lines
+        self._tail = b""                # what is being written: whole lines, or the rest of one
+        self._lost = 0                  # lines dropped that no notice is on its way for
+        self._telling = 0               # lines that the notice in _tail tells of
+        self._gone = False              # at the last attempt nobody was there to read
+        self._write, self._close = _writer(descriptor)
+
+    @property
+    def waiting(self) -> bool:
+        """True while something is left for the next `flush`, and somebody may read it."""
+        return bool(self._tail or self._lines or self._lost) and not self._gone
+
+    def put(self, line: bytes) -> None:
+        """Queue one line, with its newline; dropped and counted where it does not fit."""
+        if self._lost or self._queued + len(line) > QUEUE_MAX:
+            # Once one is dropped all are, until what waits is out: the gap is one, and is told.
+            self._lost += 1
+            self.dropped += 1
+            return
+        self._lines.append(line)
+        self._queued += len(line)
+
+    def flush(self) -> None:
+        """Write what the descriptor takes now."""
+        while self._tail or self._next():
+            try:
+                taken = self._write(self._tail)
+            except OSError as error:
+                if error.errno in _GONE:
+                    self._drop_all()
+                return                  # else full, or a disk without space: what waits stays
+            self._gone = False
+            self._keep(taken)
+
+    def _next(self) -> bool:
+        """Take the next whole lines, together at most a chunk, or one longer line alone."""
+        if not self._lines:
+            if not self._lost:
+                return False
+            self._telling, self._lost = self._lost, 0
+            self._tail = self._notice(self._telling)
+            return True
+        chunk = [self._lines.popleft()]
+        size = len(chunk[0])
+        while self._lines and size + len(self._lines[0]) <= CHUNK_MAX:
+            chunk.append(self._lines.popleft())
+            size += len(chunk[-1])
+        self._queued -= size
+        self._tail = b"".join(chunk)
+        return True
+
+    def _keep(self, taken: int) -> None:
+        """Keep the rest of a line that was begun; whole lines behind it go back to the queue.
+
+        So the tail, between two calls, is never more than what must come next.
+        """
+        begun = self._tail[taken - 1 : taken] != b"\n"
+        rest = self._tail[taken:]
+        cut = rest.find(b"\n") + 1 if begun else 0
+        self._tail, whole = rest[:cut], rest[cut:]
+        for line in reversed(whole.split(b"\n")[:-1]):
+            self._lines.appendleft(line + b"\n")
+        self._queued += len(whole)
+        if not self._tail:
+            self._telling = 0
+
+    def _drop_all(self) -> None:
+        """Nobody will ever read what waits. A new reader of a FIFO begins at a whole line."""
+        lines = len(self._lines)
+        if not self._telling:
+            lines += self._tail.count(b"\n")
+        self.dropped += lines
+        self._lost += lines + self._telling
+        self._telling = 0
+        self._lines.clear()
+        self._queued = 0
+        self._tail = b""
+        self._gone = True
+
+    def close(self, seconds: float = FAREWELL) -> None:
+        """Write what is left, within this time. Nothing may be put afterwards."""
+        until = time.monotonic() + seconds
+        self.flush()
+        while self.waiting and time.monotonic() < until:
+            time.sleep(0.01)
+            self.flush()
+        self._close()
+        self._write, self._close = _nowhere, _nothing
+
+
+_Write = Callable[[bytes], int]         # takes what it can, or raises OSError
+_Close = Callable[[], None]
+
+
+def _writer(descriptor: int) -> tuple[_Write, _Close]:
+    """How to write to this descriptor without waiting, and how to close what that took."""
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return _nowhere, _nothing       # it was closed before we were started
+    if stat.S_ISSOCK(mode):
+        far = socket.socket(fileno=os.dup(descriptor))
+        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        return lambda data: far.send(data, flags), far.close
+    if stat.S_ISREG(mode):
+        own = os.dup(descriptor)
+        return lambda data: os.write(own, data), lambda: os.close(own)
+    try:
+        own = os.open(
+            f"/proc/self/fd/{descriptor}",
+            os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC,
+        )
+    except OSError:
+        own = os.dup(descriptor)
+        return _polled(own), lambda: os.close(own)
+    return lambda data: os.write(own, data), lambda: os.close(own)
+
+
+def _polled(own: int) -> _Write:
+    """For a description that others share: ask first, and write no more than surely fits."""
+    poll = select.poll()
+    poll.register(own, select.POLLOUT)
+
+    def write(data: bytes) -> int:
+        if not poll.poll(0):
+            raise BlockingIOError(errno.EAGAIN, "full")
+        return os.write(own, data[:CHUNK_MAX])
+
+    return write
+
+
+def _nowhere(data: bytes) -> int:
+    """Write to a descriptor that is closed."""
+    raise OSError(errno.EBADF, f"closed: {len(data)} bytes have nowhere to go")
+
+
+def _nothing() -> None:
+    """Close nothing."""
+
+
+# --- Lines: what is said, escaped -------------------------------------------------------------
+
+_BARE = frozenset(
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:/?#[]@!$&()*+,;%|{}^"
+)
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def quoted(value: str) -> str:
+    """The value as it stands behind `key=`: bare where that is safe, else quoted and escaped."""
+    if value and _BARE.issuperset(value):
+        return value
+    return f'"{escaped(value)}"'
+
+
+def escaped(value: str) -> str:
+    r"""Printable as it is, but for quotes and backslashes; all else as \n, \x1b, \u202e."""
+    if value.isascii() and value.isprintable() and '"' not in value and "\\" not in value:
+        return value
+    return "".join(_escape(character) for character in value)
+
+
+def _escape(character: str) -> str:
+    """One character, made harmless."""
+    known = _ESCAPES.get(character)
+    if known:
+        return known
+    if character.isprintable():
+        return character
+    code = ord(character)
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def _milliseconds(seconds: float) -> float:
+    """Seconds as milliseconds, to the microsecond."""
+    return round(seconds * 1000, 3)
+
+
+def _leg(counts: LegCounts) -> dict[str, Value]:
+    """One side's counters under their documented keys."""
+    trip = counts.round_trip
+    return {
+        "bytes_in": counts.bytes_in,
+        "bytes_out": counts.bytes_out,
+        "frames": counts.frames,
+        "messages": counts.messages,
+        "payload": counts.payload,
+        "copied": counts.copied,
+        "spliced": counts.spliced,
+        "close_received": counts.close_received,
+        "close_sent": counts.close_sent,
+        "pings_sent": counts.pings_sent,
+        "round_trip_ms": None if trip is None else _milliseconds(trip),
+    }
+
+
+def _carried(legs: tuple[LegCounts, LegCounts]) -> str:
+    """How the bytes of a relay were moved."""
+    copied = any(leg.copied for leg in legs)
+    spliced = any(leg.spliced for leg in legs)
+    if copied and spliced:
+        return "both"
+    return "splice" if spliced else "copy" if copied else ""
+
+
+def access_fields(record: AccessRecord, *, log_query: bool) -> dict[str, Value]:
+    """An access record under its documented keys, in their order."""
+    phases: dict[str, Value] = {}
+    for phase, seconds in record.phases:
+        before = phases.get(phase, 0.0)
+        assert isinstance(before, float)
+        phases[phase] = round(before + seconds * 1000, 3)
+    fields: dict[str, Value] = {
+        "session": record.session,
+        "client": record.client,
+        "peer": record.peer,
+        "listener": record.listener,
+        "method": record.method,
+        "host": record.host,
+        "path": record.path,
+    }
+    if log_query:
+        fields["query"] = record.query
+    fields |= {
+        "route": record.route,
+        "endpoint": record.endpoint,
+        "phase": record.phase,
+        "status": record.status,
+        "cause": record.cause,
+        "blame": record.blame.value if record.blame else None,
+        "detail": record.detail,
+        "subprotocol": record.subprotocol,
+        "duration_ms": _milliseconds(record.ended - record.started),
+        "phases_ms": phases,
+        "carried": _carried(record.counts),
+        "from_client": _leg(record.counts[0]),
+        "from_upstream": _leg(record.counts[1]),
+    }
+    return fields
+
+
+def _json_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
+    """One object, ASCII, so that no reader can stumble over an encoding or a line separator."""
+    text = json.dumps({"type": kind, "time": time_text, **fields}, separators=(",", ":"))
+    return text.encode("ascii") + b"\n"
+
+
+def _text_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
+    """`time kind key=value ...`; what is empty or zero, and a leg that saw nothing, is left out."""
+    words = [time_text, kind]
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            words += [
+                f"{key}.{inner}={quoted(str(part))}"
+                for inner, part in value.items()
+                if part or (part is not None and key == "phases_ms")
+            ]
+        elif value or key == "duration_ms":
+            words.append(f"{key}={quoted(str(value))}")
+    return " ".join(words).encode("utf-8", "backslashreplace") + b"\n"
+
+
+class Report:
+    """Where a process says things. `flush` puts out what was said since the last one.
+
+    `style` is "text" or "json" (`gateway.log`). Descriptors are duplicated, not taken. The worker
+    calls `flush` once a turn, so that one write carries what a whole batch had to say, and again a
+    little later while `waiting`.
+    """
+
+    def __init__(
+        self,
+        *,
+        style: str = "text",
+        log_query: bool = False,
+        output: int = 1,
+        errors: int = 2,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        assert style in ("text", "json")
+        self.style = style
+        self._log_query = log_query
+        self._clock = clock
+        self._output = LineStream(output, self._dropped_line)
+        self._errors = LineStream(errors, self._dropped_line)
+
+    def access(self, record: AccessRecord) -> None:
+        """One session or exchange is over."""
+        fields = access_fields(record, log_query=self._log_query)
+        self._output.put(self._line("access", fields))
+
+    def info(self, message: str, **fields: Value) -> None:
+        """Something an operator likes to know."""
+        self._log("info", message, fields)
+
+    def warning(self, message: str, **fields: Value) -> None:
+        """Something an operator should look at; the gateway goes on."""
+        self._log("warning", message, fields)
+
+    def error(self, message: str, **fields: Value) -> None:
+        """Something that should not be; a text message of several lines becomes several lines."""
+        self._log("error", message, fields)
+
+    def _log(self, level: str, message: str, fields: Mapping[str, Value]) -> None:
+        if self.style == "json":
+            line = self._line("log", {"level": level, "message": message, **fields})
+            self._errors.put(line)
+            return
+        for text in message.splitlines() or [""]:
+            self._errors.put(self._line(f"{level} {escaped(text)}", fields))
+
+    def _line(self, kind: str, fields: Mapping[str, Value]) -> bytes:
+        write = _json_line if self.style == "json" else _text_line
+        return write(self._now(), kind, fields)
+
+    def _dropped_line(self, lines: int) -> bytes:
+        return self._line("dropped", {"lines": lines})
+
+    def _now(self) -> str:
+        """The wall clock as RFC 3339, UTC, to the millisecond."""
+        moment = datetime.fromtimestamp(self._clock(), UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were never written, on both streams."""
+        return self._output.dropped + self._errors.dropped
+
+    @property
+    def waiting(self) -> bool:
+        """True while something is left for the next `flush`."""
+        return self._output.waiting or self._errors.waiting
+
+    def flush(self) -> None:
+        """Write what can be written now; never waits."""
+        self._output.flush()
+        self._errors.flush()
+
+    def close(self) -> None:
+        """Write what is left, within `FAREWELL` seconds for each stream: the process ends."""
+        self._output.close()
+        self._errors.close()
