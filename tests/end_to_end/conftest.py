@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from end_to_end.kit import ENGINES, Gateway, Starter, launch
+from end_to_end.kit import ENGINES, Ends, Gateway, Starter, launch
+from end_to_end.wire import Upstream
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -25,6 +25,21 @@ def start(engine: str, tmp_path: Path) -> Iterator[Starter]:
 def start_shared(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
     """Start a gateway on a table; it ends with the module, whose tests share it."""
     yield from _starter(engine, tmp_path_factory.mktemp("gateway"))
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    """A listening socket whose connections the test serves itself."""
+    with Upstream() as listening:
+        yield listening
+
+
+@pytest.fixture
+def ends(gateway: Gateway, upstream: Upstream) -> Iterator[Ends]:
+    """Opens sessions on the module's gateway, and closes them after the test."""
+    opened = Ends(gateway, upstream)
+    yield opened
+    opened.close()
 
 
 def _starter(engine: str, folder: Path) -> Iterator[Starter]:

@@ -83,7 +83,7 @@ class Bound:
 def bound_addresses(line: str) -> list[Bound]:
     """All addresses in a start line: "127.0.0.1:8080", "[::1]:8080", "unix:/run/x.sock"."""
     found = []
-    pattern = r"unix:(/[^\s,]+)|\[([0-9a-f:]+)\]:(\d+)|\b(\d+\.\d+\.\d+\.\d+):(\d+)"
+    pattern = r"unix:(/[^\s,\"]+)|\[([0-9a-f:]+)\]:(\d+)|\b(\d+\.\d+\.\d+\.\d+):(\d+)"
     for path, six, six_port, four, four_port in re.findall(pattern, line):
         port = six_port or four_port
         found.append(Bound(path=path) if path else Bound(host=six or four, port=int(port)))
@@ -139,17 +139,17 @@ class Gateway:
 
     @property
     def records(self) -> list[Record]:
-        """The access records so far."""
+        """The access records so far; there may be fewer than sessions that ended."""
         return [json.loads(line) for line in list(self.out.lines)]
 
-    def record(self, **wanted: object) -> Record:
-        """Wait for an access record that has these values, and return the last such."""
+    def record(self, since: int = 0, **wanted: object) -> Record:
+        """Wait for an access record with these values, the last such of those from `since` on."""
         matching: list[Record] = []
 
         def there() -> bool:
             matching[:] = [
                 record
-                for record in self.records
+                for record in self.records[since:]
                 if all(record.get(key) == value for key, value in wanted.items())
             ]
             return bool(matching)
@@ -301,6 +301,56 @@ def open_raw(
     got = client.read_head()
     assert got.status == 101, got.raw
     return client, service
+
+
+class Ends:
+    """Opens sessions for one test, on one gateway and one upstream, and closes what it opened."""
+
+    def __init__(self, gateway: Gateway, upstream: Upstream) -> None:
+        self.gateway = gateway
+        self.upstream = upstream
+        self._wires: list[Wire] = []
+        self._since = len(gateway.out.lines)
+
+    def ws(
+        self, target: str = "/ws", *fields: str, early: bytes = b"", early_down: bytes = b"",
+        answer: Sequence[bytes] = (),
+    ) -> tuple[Wire, Wire]:
+        """See `open_ws`."""
+        wires = open_ws(
+            self.gateway, self.upstream, target, *fields,
+            early=early, early_down=early_down, answer=answer,
+        )
+        self._wires += wires
+        return wires
+
+    def raw(self, target: str = "/raw", *fields: str, early: bytes = b"") -> tuple[Wire, Wire]:
+        """See `open_raw`."""
+        wires = open_raw(self.gateway, self.upstream, target, *fields, early=early)
+        self._wires += wires
+        return wires
+
+    def client(self, listener: int = 0) -> Wire:
+        """A client's connection."""
+        wire = self.gateway.connect(listener)
+        self._wires.append(wire)
+        return wire
+
+    def service(self) -> Wire:
+        """The next connection to the upstream."""
+        wire = self.upstream.accept()
+        self._wires.append(wire)
+        return wire
+
+    def record(self, **wanted: object) -> Record:
+        """Wait for an access record of this test that has these values."""
+        return self.gateway.record(self._since, **wanted)
+
+    def close(self) -> None:
+        """Close everything, and throw away what nobody accepted."""
+        for wire in self._wires:
+            wire.close()
+        self.upstream.forget()
 
 
 def refused(gateway: Gateway, request: bytes, *, method: str = "GET") -> tuple[Head, bytes]:

@@ -151,6 +151,16 @@ class Wire:
             return False
         return True
 
+    @contextlib.contextmanager
+    def sending(self, data: bytes) -> Iterator[None]:
+        """Send in a thread while the block reads; for more than the kernels' buffers hold."""
+        thread = threading.Thread(target=self.send_anyway, args=(data,))
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
     def finish(self) -> None:
         """Half-close: FIN."""
         self.socket.shutdown(socket.SHUT_WR)
@@ -433,7 +443,9 @@ def upgrade(
     return ("\r\n".join([*lines, *fields]) + "\r\n\r\n").encode("latin-1")
 
 
-def plain(target: str = "/", *fields: str, method: str = "GET", host: str = "gateway.test") -> bytes:
+def plain(
+    target: str = "/", *fields: str, method: str = "GET", host: str = "gateway.test"
+) -> bytes:
     """A request that is no upgrade, with these further field lines."""
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *fields]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
