@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from end_to_end.kit import ENGINES, Ends, Gateway, Starter, launch
 from end_to_end.wire import Upstream
 

@@ -249,7 +249,7 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     )
 
 
-# --- Tables ---------------------------------------------------------------------------------------
+# --- Tables --------------------------------------------------------------------------------------
 
 
 def head(*further: str, listen: Sequence[str] = ("127.0.0.1:0",)) -> str:
@@ -265,7 +265,7 @@ def route(name: str, upstream: str, *further: str, path: str = "") -> str:
     return "\n".join(["[[route]]", *lines, *further]) + "\n"
 
 
-# --- Both ends ------------------------------------------------------------------------------------
+# --- Both ends -----------------------------------------------------------------------------------
 
 
 def open_ws(

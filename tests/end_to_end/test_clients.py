@@ -11,13 +11,14 @@ import aiohttp
 import pytest
 import websocket
 import websockets
-from end_to_end.kit import Gateway, Starter, head, route
 from websockets.asyncio.client import connect as connect_async
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import CloseCode
 from websockets.sync.client import connect as connect_sync
 from websockets.sync.server import Server, ServerConnection, serve
 from websockets.typing import Subprotocol
+
+from end_to_end.kit import Gateway, Starter, head, route
 
 MEBIBYTE = 1024 * 1024
 SIZES = [0, 1, 125, 126, 127, 65535, 65536, 70000, MEBIBYTE, 10 * MEBIBYTE]

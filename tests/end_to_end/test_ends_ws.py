@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
+
 from end_to_end.kit import Ends, Gateway, Starter, head, route
 from end_to_end.wire import (
     BINARY,

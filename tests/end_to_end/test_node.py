@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from end_to_end.kit import Gateway, Starter, head, route
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect as connect_sync
 from websockets.typing import Subprotocol
+
+from end_to_end.kit import Gateway, Starter, head, route
 
 FOLDER = Path(__file__).parent / "node"
 NODE = shutil.which("node")
