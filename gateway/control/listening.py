@@ -1,0 +1,207 @@
+"""Binding the sockets that listeners accept from.
+
+Laws of this file:
+
+- One socket per address, with `SO_REUSEADDR` (a restart must not wait for TIME_WAIT) and without
+  `SO_REUSEPORT`: a second gateway on the same address is refused, not given half of the clients.
+- An IPv6 socket is IPv6 only, so that `0.0.0.0:80` and `[::]:80` can both be listed.
+- The file of a Unix socket never exists with a wider mode than asked for. A file left over from a
+  program that is gone is replaced; one where somebody answers is not, nor anything that is no
+  socket. At the end only our own file is removed.
+- What fails says which address, why, and what to do (`ListenError`).
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.errors import ListenError
+from gateway.events import Address
+from gateway.table import Listener
+
+UNIX_PATH_MAX = 107           # bytes of sockaddr_un's path without its NUL, unix(7)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A listener with its socket. `address` is where it really is: port 0 is resolved."""
+
+    listener: Listener
+    socket: socket.socket
+    address: Address
+    file: tuple[int, int] | None = None  # device and inode of a Unix socket's file
+
+    def remove_file(self) -> None:
+        """Remove the Unix socket's file, if it is still ours. Harmless when repeated."""
+        if self.file is None:
+            return
+        with contextlib.suppress(OSError):
+            if _identity(self.address.path) == self.file:
+                Path(self.address.path).unlink()
+
+    def abandon(self) -> None:
+        """Close it and remove its file: no engine has taken the socket."""
+        self.socket.close()
+        self.remove_file()
+
+
+def bind_all(listeners: Iterable[Listener]) -> list[Bound]:
+    """Bind all of them, or none: raises `ListenError` for the first that cannot be bound."""
+    bound: list[Bound] = []
+    with contextlib.ExitStack() as undo:
+        for listener in listeners:
+            each = bind(listener)
+            undo.callback(each.abandon)
+            bound.append(each)
+        undo.pop_all()
+    return bound
+
+
+def bind(listener: Listener) -> Bound:
+    """A listening, non-blocking socket for this listener. Raises `ListenError`."""
+    return _bind_unix(listener) if listener.address.is_unix else _bind_tcp(listener)
+
+
+# --- TCP --------------------------------------------------------------------------------------
+
+
+def _bind_tcp(listener: Listener) -> Bound:
+    address = listener.address
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    opened: socket.socket | None = None
+    try:
+        opened = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Through getaddrinfo, which knows the zone of "fe80::1%eth0"; a literal never asks a name
+        # server.
+        found = socket.getaddrinfo(
+            address.host, address.port, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST
+        )
+        opened.bind(found[0][4])
+        opened.listen(listener.backlog)
+        port = opened.getsockname()[1]
+    except OSError as error:
+        if opened is not None:
+            opened.close()
+        raise ListenError(_tcp_message(address, error)) from error
+    return Bound(listener, opened, Address(host=address.host, port=port))
+
+
+def _tcp_message(address: Address, error: OSError) -> str:
+    """Place, cause, remedy."""
+    if error.errno == errno.EADDRINUSE:
+        why = f"another process listens there; end it or choose another port ({_who(address)})"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        why = (
+            f"port {address.port} needs root or CAP_NET_BIND_SERVICE; choose a port from 1024 on, "
+            "grant the capability, or lower net.ipv4.ip_unprivileged_port_start"
+        )
+    elif error.errno == errno.EADDRNOTAVAIL:
+        why = "no interface of this machine has that address; `ip address` lists those it has"
+    elif error.errno == errno.EAFNOSUPPORT:
+        why = "this machine has no IPv6; listen on an IPv4 address"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        why = "no file descriptor is free; raise the limit (ulimit -n)"
+    elif isinstance(error, socket.gaierror):
+        why = f"that is no IP address ({error.strerror}); write a literal, not a name"
+    else:
+        why = error.strerror or str(error)
+    return f"cannot listen on {address}: {why}"
+
+
+def _who(address: Address) -> str:
+    """The command that shows who has the port."""
+    return f"ss -ltnp 'sport = :{address.port}' shows which"
+
+
+# --- Unix -------------------------------------------------------------------------------------
+
+
+def _bind_unix(listener: Listener) -> Bound:
+    path = listener.address.path
+    if len(os.fsencode(path)) > UNIX_PATH_MAX:
+        raise ListenError(
+            f"cannot listen on {listener.address}: the path has {len(os.fsencode(path))} bytes and "
+            f"the kernel takes {UNIX_PATH_MAX}; choose a shorter one"
+        )
+    _remove_stale(listener.address)
+    opened: socket.socket | None = None
+    file = None
+    # The file is made by bind, with a mode that only the umask can narrow in time; chmod then
+    # gives exactly what was asked for. Threads do not matter: none makes files now.
+    mask = os.umask(0o777 & ~listener.mode)
+    try:
+        opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        opened.bind(path)
+        file = _identity(path)
+        Path(path).chmod(listener.mode)
+        opened.listen(listener.backlog)
+    except OSError as error:
+        if opened is not None:
+            opened.close()
+        if file is not None:
+            Path(path).unlink(missing_ok=True)
+        raise ListenError(_unix_message(listener.address, error)) from error
+    finally:
+        os.umask(mask)
+    return Bound(listener, opened, listener.address, file)
+
+
+def _remove_stale(address: Address) -> None:
+    """Make way at this path, if what is there is the socket of a program that is gone."""
+    try:
+        mode = os.lstat(address.path).st_mode
+    except OSError:
+        return                          # nothing is there, or bind will say what is wrong
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(
+            f"cannot listen on {address}: a file is there that is no socket; move it away or "
+            "choose another path"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as asking:
+        number = asking.connect_ex(address.path)
+    # A full backlog (EAGAIN) is somebody who listens, too.
+    if number in (0, errno.EAGAIN):
+        raise ListenError(
+            f"cannot listen on {address}: another process listens there; end it or choose another "
+            "path"
+        )
+    if number == errno.ECONNREFUSED:
+        try:
+            Path(address.path).unlink(missing_ok=True)
+        except OSError as error:
+            raise ListenError(
+                f"cannot listen on {address}: a socket that nobody listens on is in the way and "
+                f"cannot be removed ({error.strerror}); remove it"
+            ) from error
+
+
+def _unix_message(address: Address, error: OSError) -> str:
+    """Place, cause, remedy."""
+    folder = Path(address.path).parent
+    if error.errno == errno.ENOENT:
+        why = f"the folder {folder} does not exist; create it"
+    elif error.errno == errno.ENOTDIR:
+        why = f"{folder} is no folder; choose another path"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        why = f"this user may not create files in {folder}; change its owner or mode"
+    elif error.errno == errno.EROFS:
+        why = f"{folder} is on a file system that is read-only; choose another path"
+    elif error.errno == errno.EADDRINUSE:
+        why = "a socket is there that this user may not ask; remove it or choose another path"
+    else:
+        why = error.strerror or str(error)
+    return f"cannot listen on {address}: {why}"
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Device and inode of the file at this path, itself."""
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino

@@ -1,0 +1,171 @@
+"""Binding: where it is bound, who else may, what of a Unix socket's file, and what is said."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from gateway.control.listening import bind, bind_all
+from gateway.errors import ListenError
+from gateway.events import Address
+from gateway.table import Listener
+
+
+def tcp(host: str = "127.0.0.1", port: int = 0) -> Listener:
+    return Listener(address=Address(host=host, port=port))
+
+
+def unix(path: Path, mode: int = 0o660) -> Listener:
+    return Listener(address=Address(path=str(path)), mode=mode)
+
+
+def stale(path: Path) -> None:
+    """Leave a socket's file as a killed program does."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+
+def refused(listener: Listener) -> str:
+    with pytest.raises(ListenError) as caught:
+        bind(listener)
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def test_port_zero_is_resolved() -> None:
+    bound = bind(tcp())
+    assert bound.address == Address(host="127.0.0.1", port=bound.socket.getsockname()[1])
+    assert bound.address.port > 0
+    with socket.create_connection((bound.address.host, bound.address.port)):
+        pass
+    assert not bound.socket.getblocking()
+    bound.abandon()
+
+
+def test_both_families_have_one_port() -> None:
+    """IPv6 is IPv6 only, so that both can be listed."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    six = bind(tcp("::", 0))
+    four = bind(tcp("0.0.0.0", six.address.port))
+    assert str(six.address) == f"[::]:{six.address.port}"
+    six.abandon()
+    four.abandon()
+
+
+def test_a_second_gateway_is_refused() -> None:
+    first = bind(tcp())
+    port = first.address.port
+    assert refused(tcp(port=port)) == (
+        f"cannot listen on 127.0.0.1:{port}: another process listens there; end it or choose "
+        f"another port (ss -ltnp 'sport = :{port}' shows which)"
+    )
+    first.abandon()
+
+
+def test_an_address_of_nobody() -> None:
+    assert refused(tcp("192.0.2.1")) == (
+        "cannot listen on 192.0.2.1:0: no interface of this machine has that address; "
+        "`ip address` lists those it has"
+    )
+
+
+def test_a_name_is_no_address() -> None:
+    assert "write a literal, not a name" in refused(tcp("localhost"))
+
+
+def test_a_privileged_port_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's answer is scripted: tests may run as root."""
+
+    class Forbidden(socket.socket):
+        def bind(self, address: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Forbidden)
+    assert refused(tcp(port=80)).startswith(
+        "cannot listen on 127.0.0.1:80: port 80 needs root or CAP_NET_BIND_SERVICE; "
+    )
+
+
+def test_all_or_none(tmp_path: Path) -> None:
+    """When one fails the others are given back, with their files."""
+    first = bind(tcp())
+    path = tmp_path / "g.sock"
+    with pytest.raises(ListenError):
+        bind_all([unix(path), tcp(port=first.address.port)])
+    assert not path.exists()
+    first.abandon()
+    bound = bind_all([unix(path), tcp(port=first.address.port)])
+    assert [str(each.address) for each in bound] == [f"unix:{path}", str(first.address)]
+    for each in bound:
+        each.abandon()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
+def test_a_unix_socket_has_its_mode_and_the_umask_is_back(tmp_path: Path, mode: int) -> None:
+    before = os.umask(0o022)
+    try:
+        bound = bind(unix(tmp_path / "g.sock", mode))
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "g.sock").stat().st_mode) == mode
+    bound.abandon()
+    assert not (tmp_path / "g.sock").exists()
+
+
+def test_a_stale_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "g.sock"
+    stale(path)
+    bound = bind(unix(path))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    bound.abandon()
+
+
+def test_a_live_socket_is_not_replaced(tmp_path: Path) -> None:
+    """Not even when its backlog is full."""
+    path = tmp_path / "g.sock"
+    first = bind(Listener(address=Address(path=str(path)), backlog=0))
+    waiting = []
+    for _ in range(4):
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        client.connect_ex(str(path))
+        waiting.append(client)
+    assert "another process listens there" in refused(unix(path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
+        assert client.connect_ex(str(path)) != 111
+    for client in waiting:
+        client.close()
+    first.abandon()
+
+
+def test_another_kind_of_file_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text("mine")
+    assert "a file is there that is no socket" in refused(unix(path))
+    assert path.read_text() == "mine"
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    assert f"the folder {tmp_path}/none does not exist" in refused(unix(tmp_path / "none/g.sock"))
+
+
+def test_a_path_too_long(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 200)
+    assert "the kernel takes 107" in refused(unix(path))
+
+
+def test_only_our_own_file_is_removed(tmp_path: Path) -> None:
+    """A second gateway that replaced it keeps its own."""
+    path = tmp_path / "g.sock"
+    ours = bind(unix(path))
+    path.unlink()
+    theirs = bind(unix(path))
+    ours.abandon()
+    assert path.exists()
+    theirs.abandon()
+    theirs.remove_file()
+    assert not path.exists()
