@@ -15,10 +15,14 @@ verb in the wrong order (a second `relay`, `send` after `finish`) is a bug and a
 1.  Every link ends in exactly one `Closed`; after it the number is never mentioned again.
 2.  `Received` keeps the order of arrival; after `Finished` nothing more is received.
 3.  Sends leave in the order given; the caller may forget the buffer.
-4.  After `hold` no `Received` or `Finished` is delivered until `read`, but those already in the
-    batch under way (at most `READ_MAX` bytes a link). That a held link is lost (RST) is still
+4.  After `hold` no `Received` or `Finished` is delivered until `read`, but what was already read
+    in this turn (at most `READ_MAX` bytes a link). That a held link is lost (RST) is still
     reported as `Closed`.
-5.  No event is delivered from inside a verb. Events come in batches, once a loop turn.
+5.  No event is delivered from inside a verb. A batch holds what belongs together: one event, or
+    `ConnectFailed` and its `Closed`, or `RelayEnded` and both `Closed`. A turn delivers many
+    batches, so a verb takes back what it stops: after `close` and `reset` only `Closed` comes,
+    after `relay` nothing of the stream (what was read but not delivered is early bytes), after
+    `clear_timer` no `TimedOut`.
 6.  `Clogged` when more than `QUEUE_HIGH` is queued for a link, `Cleared` when `QUEUE_HIGH / 2`
     or less is. More than `QUEUE_MAX` closes the link with `Fault.OVERFLOW`.
 7.  The same errno gives the same fault on every engine (`errors.fault_of`).
@@ -27,12 +31,17 @@ verb in the wrong order (a second `relay`, `send` after `finish`) is a bug and a
 9.  In a relay, the gateway's own bytes (ping, close) enter only between two frames.
 10. Timers fire at or after their time, once, and never after `Closed`.
 11. After `stop()`, `run` returns soon, and `stats()` shows zero links, timers and queued bytes.
-    What was still open is closed without an event.
+    What was still open is closed without an event, with RST where bytes were still to go.
 12. Early bytes given to `relay` pass through its rules before any that arrive later.
 13. When no descriptor or memory is free, accepting pauses and resumes by itself; clients wait in
     the backlog, nothing spins; `AcceptPaused` and `AcceptResumed` say so once each.
-14. A Python signal handler runs within 10 ms of its signal, also when the engine is idle.
-15. An exception out of `deliver` ends `run` and is raised there: bugs are loud.
+14. A Python signal handler runs within 10 ms of its signal, also when the engine is idle. It may
+    interrupt a turn anywhere, so of the verbs it may call `stop` only; for all else it writes to
+    a socketpair whose other end was adopted.
+15. An exception out of `deliver` ends `run` and is raised there: bugs are loud. Nothing else is
+    lost: `run` may be called again, and goes on with the next batch.
+16. A link that is lost while its bytes are read is lost behind them: what the kernel still gives
+    is delivered before `Closed`, also where a send was what failed.
 """
 
 import socket
@@ -122,9 +131,10 @@ class Engine(Protocol):
         from_upstream: bytes = b"",
     ) -> None:
         """Move the stream both ways from here on; no event comes for either link until
-        `RelayEnded` for the client's and `Closed` for both. Bytes that were queued for a link
-        before leave first. If `Finished` was already delivered for a link, the relay begins with
-        that."""
+        `RelayEnded` for the client's and `Closed` for both, but the caller's own timers. Bytes
+        that were queued for a link before leave first. If FIN or a loss came for a link, the
+        relay begins with that, delivered or not in the case of FIN; where `Closed` was delivered
+        for either link, nothing happens. TCP_USER_TIMEOUT is set by `write_timeout`."""
 
     def end(self, client: Link, cause: Cause) -> None:
         """End the relay of this client link with the farewells for `cause` (`DRAIN`: told, then
@@ -141,10 +151,11 @@ class Engine(Protocol):
         """Forget it, also if it is due in the batch under way and not delivered yet."""
 
     def run(self, deliver: Deliver) -> None:
-        """Drive until `stop`; `deliver` gets a non-empty list once a turn."""
+        """Drive until `stop`; `deliver` gets non-empty lists, see promise 5."""
 
     def stop(self) -> None:
-        """Close all that is open and let `run` return. May be called from `deliver`."""
+        """Close all that is open and let `run` return. May be called from `deliver`, which gets
+        nothing more then, from a signal handler, and when `run` is over. It is the last verb."""
 
     def stats(self) -> Stats:
         """Counters now."""

@@ -1,0 +1,579 @@
+"""The verbs of the contract over non-blocking sockets and a poller: what `uv` and `memory` share.
+
+An engine is this class and a kernel: a clock, a way to open sockets, a poller with the face of
+`select.epoll`, and something that calls `_turn` when there is cause. `uv.py` brings Linux,
+`memory.py` a simulated one; so the simulation tries the very code that carries real sockets.
+Laws of this file:
+
+- A link is forgotten when its `Closed` is delivered, and its descriptor closed long before.
+- The network never makes a verb raise: each OSError becomes a fault in an event.
+- Idle links own no buffer, no queue, no list and no timer of the engine's.
+
+How a turn goes is in `reactor.py`, the relay's part in `relay_driver.py`; names without
+underscore that are not verbs are for it.
+"""
+
+import errno
+import os
+import select
+import socket
+from collections import deque
+from itertools import islice
+
+from gateway.engine import contract
+from gateway.engine.addresses import address_of, family_of, target_of
+from gateway.engine.contract import QUEUE_HIGH, QUEUE_MAX, READ_MAX, Stats
+from gateway.engine.link_state import Endpoint, LinkState, ListenerState, State
+from gateway.engine.reactor import Poller, Reactor, TimerOwner
+from gateway.engine.relay_driver import RelayDriver, RelayFactory
+from gateway.errors import Fault, fault_of
+from gateway.events import (
+    Accepted,
+    AcceptPaused,
+    AcceptResumed,
+    Address,
+    Cause,
+    Cleared,
+    Clogged,
+    Closed,
+    Connected,
+    ConnectFailed,
+    Finished,
+    LegCounts,
+    Link,
+    Received,
+    RelayRules,
+    TimedOut,
+)
+from gateway.relaying import Relay
+
+CONNECT_RETRY = 0.02               # seconds until a Unix socket with a full backlog is tried again
+PIECES_MAX = 64                    # pieces of a queue that one sendmsg takes
+
+# What accept(2) may report of the connection that it would have given: take the next.
+PASSING_ERRORS = frozenset(
+    (
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,               # a firewall's rule
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+    )
+)
+
+# The engine's own timers; the caller's names get a prefix, so that none can be one of these.
+_CONNECT, _CLOSE, _ACCEPT = "connect", "close", "accept"
+_CALLERS = "/"
+
+
+class SocketEngine(Reactor):
+    """See the module's docstring."""
+
+    name = ""
+
+    def __init__(self, poller: Poller, relay_factory: RelayFactory = Relay):
+        super().__init__(poller)
+        self.relay_factory = relay_factory
+        self.buffer = memoryview(bytearray(READ_MAX))    # hot: all links receive into it
+        self.relays = 0
+        self._listeners: dict[int, ListenerState] = {}
+        self._accepted = self._connected = self._closed = 0
+
+    # --- Listening --------------------------------------------------------------------------
+
+    def listen(self, listening: socket.socket) -> int:
+        """See contract.Engine.listen."""
+        listening.setblocking(False)
+        listener = ListenerState(self._number(), listening)
+        self._listeners[listener.number] = listener
+        self.touch(listener)
+        return listener.number
+
+    def unlisten(self, listener: int) -> None:
+        """See contract.Engine.unlisten."""
+        state = self._listeners.pop(listener, None)
+        if state is not None:
+            if state.timer is not None:
+                self.timers.cancel(state.timer)
+            state.forget_news()
+            self.release(state)
+
+    def _accept(self, listener: ListenerState) -> None:
+        """Take who waits, a few a turn; pause where nothing is free to take them with."""
+        for _ in range(contract.ACCEPTS_PER_TURN):
+            sock = listener.sock
+            if sock is None:
+                return
+            try:
+                client, name = sock.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in PASSING_ERRORS:
+                    continue
+                self._pause(listener, fault_of(error.errno or 0))
+                return
+            self._resume(listener)
+            self._accepted += 1
+            link = self._open(client)
+            local = address_of(client.getsockname())
+            self.post(
+                link, Accepted(self.now(), link.number, listener.number, address_of(name), local)
+            )
+        self._resume(listener)
+
+    def _pause(self, listener: ListenerState, fault: Fault) -> None:
+        if not listener.paused:
+            listener.paused = True
+            self.touch(listener)
+            self.post(listener, AcceptPaused(self.now(), listener.number, fault))
+        if listener.timer is None:
+            at = self.now() + contract.ACCEPT_RETRY
+            listener.timer = self.timers.add(at, listener, _ACCEPT)
+
+    def _resume(self, listener: ListenerState) -> None:
+        if listener.paused:
+            listener.paused = False
+            if listener.timer is not None:
+                self.timers.cancel(listener.timer)
+                listener.timer = None
+            self.touch(listener)
+            self.post(listener, AcceptResumed(self.now(), listener.number))
+
+    # --- Links: how they come ---------------------------------------------------------------
+
+    def adopt(self, inherited: socket.socket) -> Link:
+        """See contract.Engine.adopt."""
+        return self._open(inherited).number
+
+    def pair(self) -> tuple[Link, Link]:
+        """See contract.Engine.pair."""
+        one, two = self._open_pair()
+        return self._open(one).number, self._open(two).number
+
+    def connect(self, address: Address) -> Link:
+        """See contract.Engine.connect."""
+        assert not address.builtin
+        link = LinkState(self._number(), State.CONNECTING)
+        link.address = address
+        self._links[link.number] = link
+        try:
+            link.attach(self._open_socket(family_of(address)))
+            self._try_connect(link)
+        except OSError as error:
+            self._connect_failed(link, fault_of(error.errno or 0))
+        return link.number
+
+    def _open(self, sock: socket.socket) -> LinkState:
+        """A connected socket becomes a link, held."""
+        sock.setblocking(False)
+        link = LinkState(self._number(), State.OPEN)
+        link.attach(sock)
+        self._set_nodelay(link)
+        self._links[link.number] = link
+        self.touch(link)
+        return link
+
+    def _try_connect(self, link: LinkState) -> None:
+        """connect(2), first or again; raises OSError."""
+        assert link.sock is not None and link.address is not None
+        number = link.sock.connect_ex(target_of(link.address))
+        if number == 0:
+            self._is_connected(link)
+        elif number in (errno.EINPROGRESS, errno.EINTR):
+            self.touch(link)
+        elif number == errno.EAGAIN and link.is_unix:
+            link.timer = self.timers.add(self.now() + CONNECT_RETRY, link, _CONNECT)
+            self._wake_outside_turn()
+        else:
+            raise OSError(number, os.strerror(number))
+
+    def _connect_ready(self, link: LinkState) -> None:
+        assert link.sock is not None and link.address is not None
+        number = link.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self._connect_failed(link, fault_of(number))
+        elif link.sock.getsockname()[:2] == target_of(link.address):
+            # On loopback the kernel may pick the port itself that we connect to: a simultaneous
+            # open with nobody but ourselves (RFC 9293 3.5). Nothing listens there.
+            self._connect_failed(link, Fault.REFUSED)
+        else:
+            self._is_connected(link)
+
+    def _is_connected(self, link: LinkState) -> None:
+        link.state = State.OPEN
+        link.address = None
+        self._set_nodelay(link)
+        self._connected += 1
+        self.touch(link)
+        self.post(link, Connected(self.now(), link.number))
+
+    def _connect_failed(self, link: LinkState, fault: Fault) -> None:
+        self.bury(link)
+        now = self.now()
+        self.post(link, ConnectFailed(now, link.number, fault), Closed(now, link.number, fault))
+
+    # --- Links: reading ---------------------------------------------------------------------
+
+    def read(self, link: Link) -> None:
+        """See contract.Engine.read."""
+        state = self._living(link)
+        if state is not None and not state.reading:
+            assert state.state is State.OPEN
+            state.reading = True
+            self.touch(state)
+
+    def hold(self, link: Link) -> None:
+        """See contract.Engine.hold."""
+        state = self._living(link)
+        if state is not None and state.reading:
+            state.reading = False
+            self.touch(state)
+            if state.fault is not None:
+                self._lose(state, state.fault)      # nobody reads on to its end
+
+    def _receive(self, link: LinkState) -> None:
+        assert link.sock is not None
+        try:
+            count = link.sock.recv_into(self.buffer)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(link, link.fault or fault_of(error.errno or 0))
+            return
+        if count:
+            data = bytes(self.buffer[:count])
+            self.post(link, Received(self.now(), link.number, data))
+        elif link.fault is not None:
+            self._lose(link, link.fault)
+        else:
+            link.finished = True
+            self.touch(link)
+            self.post(link, Finished(self.now(), link.number))
+
+    # --- Links: sending ---------------------------------------------------------------------
+
+    def send(self, link: Link, data: bytes) -> None:
+        """See contract.Engine.send."""
+        state = self._living(link)
+        if state is None or state.fault is not None or not data:
+            return
+        assert state.state is State.OPEN and not state.finishing
+        if state.queue is None:
+            state.queue = deque()
+        state.queue.append(data)
+        state.queued += len(data)
+        if not state.blocked:
+            self._flush(state)
+        if state.queued > QUEUE_MAX:
+            self._lose(state, Fault.OVERFLOW)
+        elif state.queued > QUEUE_HIGH and not state.clogged:
+            state.clogged = True
+            self.post(state, Clogged(self.now(), link))
+
+    def finish(self, link: Link) -> None:
+        """See contract.Engine.finish."""
+        state = self._living(link)
+        if state is not None and state.fault is None:
+            assert state.state is State.OPEN
+            state.finishing = True
+            self._flush(state)
+
+    def _flush(self, link: LinkState) -> None:
+        """Send what the kernel takes; when all is out, do what waits for that."""
+        try:
+            self.flush_queue(link)
+            if link.queue is None and link.finishing and not link.shut:
+                self.shut(link)
+        except OSError as error:
+            self._send_failed(link, fault_of(error.errno or 0))
+            return
+        if link.state is State.CLOSING:
+            if link.queue is None:
+                self._end_close(link)
+        elif link.clogged and link.queued <= QUEUE_HIGH // 2:
+            link.clogged = False
+            self.post(link, Cleared(self.now(), link.number))
+
+    def _send_failed(self, link: LinkState, fault: Fault) -> None:
+        """Nothing leaves any more. What came before is still read: an answer, before the RST."""
+        if link.state is State.CLOSING:
+            self._end_close(link)
+        elif link.reading and not link.finished and fault is Fault.RESET:
+            link.fault = fault
+            link.drop_queue()
+            self.touch(link)
+        else:
+            self._lose(link, fault)
+
+    def flush_queue(self, link: LinkState) -> None:
+        """Send the link's own queue as far as the kernel takes it; raises OSError."""
+        while link.queue and not link.blocked:
+            count = self.send_some(link, link.queue)
+            link.queued -= count
+            while count:
+                first = link.queue[0]
+                if len(first) > count:
+                    link.queue[0] = memoryview(first)[count:]
+                    break
+                count -= len(first)
+                link.queue.popleft()
+        if not link.queue:
+            link.queue = None
+
+    def send_some(self, link: LinkState, queue: "deque[bytes] | deque[bytes | memoryview]") -> int:
+        """Bytes that the kernel took from the front; 0 if it is full. Raises OSError."""
+        assert link.sock is not None
+        try:
+            if len(queue) == 1:
+                return link.sock.send(queue[0])
+            return link.sock.sendmsg(list(islice(queue, PIECES_MAX)))
+        except BlockingIOError:
+            link.blocked = True
+            self.touch(link)
+            return 0
+
+    def shut(self, link: LinkState) -> None:
+        """Send FIN; raises OSError."""
+        assert link.sock is not None
+        link.shut = True
+        link.sock.shutdown(socket.SHUT_WR)
+
+    # --- Links: how they go -----------------------------------------------------------------
+
+    def close(self, link: Link) -> None:
+        """See contract.Engine.close."""
+        state = self._living(link)
+        if state is None:
+            return
+        state.forget_news()
+        self._clear_timers(state)
+        if state.queue is None:
+            self._end_close(state)
+            return
+        state.state = State.CLOSING
+        state.reading = False
+        state.timer = self.timers.add(self.now() + contract.CLOSE_LIMIT, state, _CLOSE)
+        self.touch(state)
+
+    def reset(self, link: Link) -> None:
+        """See contract.Engine.reset."""
+        state = self._living(link, closing=True)
+        if state is not None:
+            state.forget_news()
+            self._end_close(state, abort=True)
+
+    def _end_close(self, link: LinkState, *, abort: bool = False) -> None:
+        """The end that was ordered."""
+        self.bury(link, abort=abort)
+        self.post(link, Closed(self.now(), link.number, None))
+
+    def _lose(self, link: LinkState, fault: Fault) -> None:
+        """The end that nobody ordered. What was received before it is delivered before it."""
+        self.bury(link, abort=True)
+        link.fault = fault
+        self.post(link, Closed(self.now(), link.number, fault))
+
+    def bury(self, link: LinkState, *, abort: bool = False) -> None:
+        """Close the descriptor, drop what the link owns; its `Closed` is the caller's to post."""
+        if link.state is State.DEAD:
+            return
+        self.release(link, abort=abort)
+        self._clear_timers(link)
+        link.state = State.DEAD
+        link.drop_queue()
+        self._closed += 1
+
+    # --- Relays -----------------------------------------------------------------------------
+
+    def relay(
+        self,
+        client: Link,
+        upstream: Link,
+        rules: RelayRules,
+        from_client: bytes = b"",
+        from_upstream: bytes = b"",
+    ) -> None:
+        """See contract.Engine.relay."""
+        assert client != upstream
+        one, two = self._links.get(client), self._links.get(upstream)
+        if one is None or two is None:
+            return
+        for link in (one, two):
+            assert link.relay is None and not link.finishing
+            assert link.state is not State.CONNECTING
+            if link.state is State.CLOSING or (link.state is State.DEAD and link.fault is None):
+                return                              # closed by order: its `Closed` is on its way
+        RelayDriver(self, one, two, rules).begin(from_client, from_upstream)
+
+    def end(self, client: Link, cause: Cause) -> None:
+        """See contract.Engine.end."""
+        link = self._links.get(client)
+        if link is not None and link.relay is not None:
+            link.relay.end(cause)
+
+    def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
+        """See contract.Engine.inspect."""
+        link = self._links.get(client)
+        return None if link is None or link.relay is None else link.relay.relay.counts()
+
+    # --- Timers -----------------------------------------------------------------------------
+
+    def set_timer(self, link: Link, name: str, at: float) -> None:
+        """See contract.Engine.set_timer."""
+        state = self._links.get(link)
+        if state is None or state.state in (State.CLOSING, State.DEAD):
+            return
+        self.clear_timer(link, name)
+        if state.timers is None:
+            state.timers = {}
+        state.timers[name] = self.timers.add(at, state, _CALLERS + name)
+        self._wake_outside_turn()
+
+    def clear_timer(self, link: Link, name: str) -> None:
+        """See contract.Engine.clear_timer."""
+        state = self._links.get(link)
+        if state is None:
+            return
+        timer = state.timers.pop(name, None) if state.timers else None
+        if timer is not None:
+            self.timers.cancel(timer)
+        elif state.news:
+            state.news[:] = [
+                batch
+                for batch in state.news
+                if not (isinstance(batch[0], TimedOut) and batch[0].name == name)
+            ]
+        if not state.timers:
+            state.timers = None
+
+    def _clear_timers(self, link: LinkState) -> None:
+        if link.timer is not None:
+            self.timers.cancel(link.timer)
+            link.timer = None
+        for timer in (link.timers or {}).values():
+            self.timers.cancel(timer)
+        link.timers = None
+        if link.news:
+            link.news[:] = [batch for batch in link.news if not isinstance(batch[0], TimedOut)]
+
+    # --- What a turn finds ---------------------------------------------------------------------
+
+    def _on_ready(self, owner: Endpoint, mask: int) -> None:
+        if isinstance(owner, ListenerState):
+            self._accept(owner)
+            return
+        assert isinstance(owner, LinkState)
+        if mask & (select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP):
+            owner.blocked = False
+            self.touch(owner)
+        if owner.relay is not None:
+            owner.relay.on_ready(owner, mask)
+        elif owner.state is State.CONNECTING:
+            self._connect_ready(owner)
+        else:
+            self._link_ready(owner, mask)
+
+    def _link_ready(self, link: LinkState, mask: int) -> None:
+        if link.reading and not link.finished:
+            if mask & (select.EPOLLIN | select.EPOLLERR | select.EPOLLHUP):
+                self._receive(link)
+        elif mask & select.EPOLLERR:
+            fault = self.error_of(link)
+            if link.state is State.CLOSING:
+                self._end_close(link)
+            elif fault is not None:
+                self._lose(link, fault)
+        elif mask & select.EPOLLHUP:
+            link.hung = True
+        if link.sock is not None and link.queue is not None:
+            self._flush(link)
+
+    def error_of(self, link: LinkState) -> Fault | None:
+        """What the kernel says of a link that shows an error; None if it takes it back."""
+        assert link.sock is not None
+        number = link.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            return fault_of(number)
+        link.hung = True
+        return None
+
+    def _on_due(self, owner: TimerOwner, name: str) -> None:
+        if isinstance(owner, RelayDriver):
+            owner.tick()
+        elif isinstance(owner, ListenerState):
+            owner.timer = None
+            self._accept(owner)
+        elif owner.state is State.DEAD:
+            pass                                    # another timer of this turn ended it
+        elif name == _CONNECT:
+            owner.timer = None
+            try:
+                self._try_connect(owner)
+            except OSError as error:
+                self._connect_failed(owner, fault_of(error.errno or 0))
+        elif name == _CLOSE:
+            owner.timer = None
+            self._end_close(owner, abort=True)
+        else:
+            assert owner.timers is not None
+            callers = name.removeprefix(_CALLERS)
+            del owner.timers[callers]
+            owner.timers = owner.timers or None
+            self.post(owner, TimedOut(self.now(), owner.number, callers))
+
+    def _on_freed(self) -> None:
+        for listener in list(self._listeners.values()):
+            if listener.paused:
+                self._accept(listener)
+
+    # --- The end ----------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """See contract.Engine.stats."""
+        queued = 0
+        for link in self._links.values():
+            queued += link.queued
+            if link.relay is not None:
+                queued += link.relay.queued_for(link)
+        return Stats(
+            links=len(self._links),
+            relays=self.relays,
+            listeners=len(self._listeners),
+            timers=len(self.timers),
+            queued=queued,
+            accepted=self._accepted,
+            connected=self._connected,
+            closed=self._closed,
+        )
+
+    def _close_all(self) -> None:
+        """Close what is open, without an event. A stream that is cut must not look whole."""
+        for listener in list(self._listeners):
+            self.unlisten(listener)
+        for link in list(self._links.values()):
+            if link.relay is not None:
+                link.relay.abandon()
+            self.bury(link, abort=link.queue is not None)
+        self._links.clear()
+        self._news.clear()
+        self._touched.clear()
+        assert not self._by_fd and not self.timers and not self.relays
+
+    def _living(self, link: Link, *, closing: bool = False) -> LinkState | None:
+        """The link, unless it is gone or (but for `closing`) ordered to go."""
+        state = self._links.get(link)
+        if state is None or state.state is State.DEAD:
+            return None
+        assert state.relay is None, "this verb on a relayed link is a bug"
+        return None if state.state is State.CLOSING and not closing else state
+
+    def _set_nodelay(self, link: LinkState) -> None:
+        if not link.is_unix:
+            assert link.sock is not None
+            link.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,137 @@
+"""What an engine on sockets keeps of one link and of one listener: data, and what follows from it.
+
+Laws of this file:
+
+- Small when idle: slots, and None where there is nothing (queue, news, timers).
+- No system call, and no decision that takes one.
+"""
+
+import enum
+import select
+import socket
+from collections import deque
+from typing import TYPE_CHECKING
+
+from gateway.engine.timers import Timer
+from gateway.errors import Fault
+from gateway.events import Address, Event
+
+if TYPE_CHECKING:
+    from gateway.engine.reactor import TimerOwner
+    from gateway.engine.relay_driver import RelayDriver
+
+UNWATCHED = -1                     # the poller does not know this descriptor
+
+
+class State(enum.Enum):
+    """Of a link. DEAD: its descriptor is closed, its `Closed` not delivered yet."""
+
+    CONNECTING = enum.auto()
+    OPEN = enum.auto()
+    CLOSING = enum.auto()
+    DEAD = enum.auto()
+
+
+class Endpoint:
+    """What links and listeners share: a descriptor that is watched, and news to deliver."""
+
+    __slots__ = ("fd", "mask", "news", "number", "sock", "timer", "touched")
+
+    def __init__(self, number: int):
+        self.number = number
+        self.sock: socket.socket | None = None
+        self.fd = -1
+        self.mask = UNWATCHED                       # what the poller was told
+        self.touched = False                        # what it is to be told may be another
+        self.news: list[list[Event]] | None = None  # a list while the engine's queue names us
+        self.timer: Timer[TimerOwner] | None = None    # the engine's own
+
+    def attach(self, sock: socket.socket) -> None:
+        """This is the socket."""
+        self.sock = sock
+        self.fd = sock.fileno()
+
+    def forget_news(self) -> None:
+        """Take back what was not delivered."""
+        if self.news:
+            self.news.clear()
+
+    def wanted(self) -> int:
+        """The mask that the poller is to have."""
+        raise NotImplementedError
+
+
+class ListenerState(Endpoint):
+    """One listening socket."""
+
+    __slots__ = ("paused",)
+
+    def __init__(self, number: int, sock: socket.socket):
+        super().__init__(number)
+        self.attach(sock)
+        self.paused = False
+
+    def wanted(self) -> int:
+        """Level-triggered and never EPOLLEXCLUSIVE: a stopped process that shares the socket would
+        keep the only wake-up."""
+        return UNWATCHED if self.paused else select.EPOLLIN
+
+
+class LinkState(Endpoint):
+    """One link."""
+
+    __slots__ = (
+        "address",
+        "blocked",
+        "clogged",
+        "fault",
+        "finished",
+        "finishing",
+        "hung",
+        "is_unix",
+        "queue",
+        "queued",
+        "reading",
+        "relay",
+        "shut",
+        "state",
+        "timers",
+    )
+
+    def __init__(self, number: int, state: State):
+        super().__init__(number)
+        self.state = state
+        self.is_unix = False
+        self.address: Address | None = None         # while connecting
+        self.reading = False
+        self.finished = False                       # FIN came
+        self.finishing = False                      # FIN was ordered
+        self.shut = False                           # FIN is out
+        self.blocked = False                        # the kernel is full: wait until it is writable
+        self.clogged = False
+        self.hung = False                           # both ways shut: HUP would be told for ever
+        self.fault: Fault | None = None             # lost; if not DEAD yet, reading to the end
+        self.queue: deque[bytes | memoryview] | None = None
+        self.queued = 0
+        self.timers: dict[str, Timer[TimerOwner]] | None = None
+        self.relay: RelayDriver | None = None
+
+    def attach(self, sock: socket.socket) -> None:
+        """This is the socket."""
+        super().attach(sock)
+        self.is_unix = sock.family == socket.AF_UNIX
+
+    def drop_queue(self) -> None:
+        """Nothing of it will leave."""
+        self.queue = None
+        self.queued = 0
+
+    def wanted(self) -> int:
+        """The mask that the poller is to have. 0 still tells of RST."""
+        if self.state is State.CONNECTING:
+            return UNWATCHED if self.timer is not None else select.EPOLLOUT
+        reading = self.reading if self.relay is None else self.relay.reads(self)
+        mask = select.EPOLLIN if reading and not self.finished else 0
+        if self.blocked:
+            mask |= select.EPOLLOUT
+        return UNWATCHED if self.hung and not mask else mask

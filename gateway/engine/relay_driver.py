@@ -1,0 +1,272 @@
+"""Drives the rules of one relay (`gateway.relaying`) over two links of an engine on sockets.
+
+After each fact the driver pumps: it sends what is queued for each side as far as the kernel takes
+it, half-closes, closes or resets as the leg's fate says, until nothing more changes; then it
+tells the poller whom to read, and sets the timer.
+
+Laws of this file:
+
+- Bytes that were queued for a link before the relay leave before the relay's.
+- Early bytes are told before any that come later, a FIN behind them, a loss behind both.
+- When a side no longer takes bytes, what it sent before that is still read (its Close may say
+  why), as far as back-pressure allows.
+- `RelayEnded` and both `Closed` are posted once, together, when both legs are done.
+"""
+
+import math
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gateway.engine.link_state import LinkState, State
+from gateway.engine.timers import Timer
+from gateway.errors import Fault, fault_of
+from gateway.events import (
+    Cause,
+    Closed,
+    Event,
+    Received,
+    RelayEnded,
+    RelayRules,
+    Side,
+    TimedOut,
+)
+from gateway.leg import Fate
+from gateway.relaying import Relay
+
+if TYPE_CHECKING:
+    from gateway.engine.core import SocketEngine
+    from gateway.engine.reactor import TimerOwner
+
+RelayFactory = Callable[[RelayRules, float, Callable[[int], bytes]], Relay]
+
+# The kernel's own limit for bytes that nobody acknowledges lies a little behind `write_timeout`,
+# so that where both apply the relay's verdict (stalled, and a farewell) comes first.
+USER_TIMEOUT_SLACK = 1.0
+
+
+class RelayDriver:
+    """One running relay. `relay` is its rules' state."""
+
+    __slots__ = ("_engine", "_links", "_timer", "relay")
+
+    def __init__(
+        self, engine: "SocketEngine", client: LinkState, upstream: LinkState, rules: RelayRules
+    ):
+        self._engine = engine
+        self._links = (client, upstream)
+        self._timer: Timer[TimerOwner] | None = None
+        self.relay = engine.relay_factory(rules, engine.now(), engine.random_bytes)
+        engine.relays += 1
+        for link in self._links:
+            link.relay = self
+            link.clogged = False
+            if rules.write_timeout and link.sock is not None and not link.is_unix:
+                limit_ms = int((rules.write_timeout + USER_TIMEOUT_SLACK) * 1000)
+                link.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+
+    def begin(self, from_client: bytes, from_upstream: bytes) -> None:
+        """Tell the early bytes, those that are read but not delivered too, and what ended."""
+        now = self._engine.now()
+        for side, early in ((Side.CLIENT, from_client), (Side.UPSTREAM, from_upstream)):
+            link = self._links[side]
+            for data in (early, *_undelivered(link)):
+                if data:
+                    self.relay.received(side, data, now)
+        for side, link in zip(Side, self._links, strict=True):
+            if link.finished:
+                self.relay.finished(side, now)
+        for side, link in zip(Side, self._links, strict=True):
+            if link.fault is not None:
+                self._lost(side, link.fault, "the link was lost before the relay began")
+        self._pump()
+
+    # --- What the engine asks ----------------------------------------------------------------
+
+    def reads(self, link: LinkState) -> bool:
+        """True if this link is to be read now."""
+        return self.relay.legs[self._side(link)].reading
+
+    def queued_for(self, link: LinkState) -> int:
+        """Bytes that wait for this link."""
+        return self.relay.legs[self._side(link)].queued
+
+    # --- What the engine tells ---------------------------------------------------------------
+
+    def on_ready(self, link: LinkState, mask: int) -> None:
+        """The poller says this of one of the two links."""
+        side = self._side(link)
+        if self.reads(link) and not link.finished:
+            if mask & (select.EPOLLIN | select.EPOLLERR | select.EPOLLHUP):
+                self._receive(side)
+        elif mask & select.EPOLLERR:
+            fault = self._engine.error_of(link)
+            if fault is not None:
+                self._lost(side, fault, fault.value)
+        elif mask & select.EPOLLHUP:
+            link.hung = True
+        self._pump()
+
+    def tick(self) -> None:
+        """The timer is due; the deadline may have moved on since it was set."""
+        self._timer = None
+        now = self._engine.now()
+        if self.relay.deadline <= now:
+            self.relay.tick(now)
+        self._pump()
+
+    def end(self, cause: Cause) -> None:
+        """Ordered from above."""
+        self.relay.end(cause, self._engine.now())
+        self._pump()
+
+    def abandon(self) -> None:
+        """The engine stops and closes the links itself."""
+        self._cancel_timer()
+        if self._links[0].relay is self:
+            self._engine.relays -= 1
+            for link in self._links:
+                link.relay = None
+                self._engine.bury(link, abort=True)
+
+    # --- Bytes -------------------------------------------------------------------------------
+
+    def _side(self, link: LinkState) -> Side:
+        return Side.CLIENT if link is self._links[0] else Side.UPSTREAM
+
+    def _receive(self, side: Side) -> bool:
+        """Read once; True if there were bytes."""
+        link = self._links[side]
+        buffer = self._engine.buffer
+        assert link.sock is not None
+        try:
+            count = link.sock.recv_into(buffer)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._lost(side, fault_of(error.errno or 0), os.strerror(error.errno or 0).lower())
+            return False
+        now = self._engine.now()
+        if count:
+            self.relay.received(side, bytes(buffer[:count]), now)
+            return True
+        if link.fault is not None:
+            return False                            # nothing behind a failed send but its loss
+        link.finished = True
+        self.relay.finished(side, now)
+        return False
+
+    def _pump(self) -> None:
+        """Do all that the legs ask for, until they ask for nothing more."""
+        while any([self._pump_leg(Side.CLIENT), self._pump_leg(Side.UPSTREAM)]):
+            pass
+        if self.relay.over:
+            self._finish()
+            return
+        for link in self._links:
+            if link.sock is not None:
+                self._engine.touch(link)
+        deadline = self.relay.deadline
+        if self._timer is not None and self._timer.at > deadline:
+            self._cancel_timer()
+        if self._timer is None and deadline < math.inf:
+            self._timer = self._engine.add_timer(deadline, self)
+
+    def _pump_leg(self, side: Side) -> bool:
+        """Send and end as this leg asks; True if the rules were told something by it."""
+        link, leg = self._links[side], self.relay.legs[side]
+        if link.sock is None:
+            return False
+        if leg.fate is Fate.RESET:
+            self._engine.release(link, abort=True)
+            link.drop_queue()
+            return False
+        told = False
+        try:
+            self._engine.flush_queue(link)
+            while leg.queue and link.queue is None and not link.blocked:
+                count = self._engine.send_some(link, leg.queue)
+                if count:
+                    self.relay.sent(side, count, self._engine.now())
+                    told = True
+            if not leg.queue and link.queue is None:
+                if leg.fate is Fate.CLOSE:
+                    self._engine.release(link)
+                elif leg.fate is Fate.FINISH and not link.shut:
+                    self._engine.shut(link)
+        except OSError as error:
+            self._send_failed(side, error)
+            return True
+        return told
+
+    def _send_failed(self, side: Side, error: OSError) -> None:
+        """It takes nothing more; read what it said before, then give it up."""
+        link, leg = self._links[side], self.relay.legs[side]
+        link.fault = fault_of(error.errno or 0)
+        while leg.reading and not link.finished and link.sock is not None and self._receive(side):
+            pass
+        if link.sock is not None:
+            self._lost(side, link.fault, os.strerror(error.errno or 0).lower())
+
+    def _lost(self, side: Side, fault: Fault, detail: str) -> None:
+        link = self._links[side]
+        link.fault = fault
+        self._engine.release(link, abort=True)
+        link.drop_queue()
+        self.relay.lost(side, detail, self._engine.now())
+
+    # --- The end -----------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Both legs are done: close what is open, report once."""
+        relay, engine = self.relay, self._engine
+        self._cancel_timer()
+        engine.relays -= 1
+        assert relay.cause is not None
+        now = engine.now()
+        client, upstream = self._links
+        for link in self._links:
+            link.relay = None
+            engine.bury(link, abort=relay.legs[self._side(link)].fate is Fate.RESET)
+        ended = RelayEnded(
+            now,
+            client.number,
+            upstream=upstream.number,
+            cause=relay.cause,
+            side=relay.side,
+            detail=relay.detail,
+            counts=relay.counts(),
+        )
+        engine.post(
+            client,
+            ended,
+            Closed(now, client.number, client.fault),
+            Closed(now, upstream.number, upstream.fault),
+        )
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._engine.timers.cancel(self._timer)
+            self._timer = None
+
+
+def _undelivered(link: LinkState) -> list[bytes]:
+    """Bytes that were read from the link and not delivered; takes back all news of its stream.
+
+    `finished` and `fault` of the link say the rest. News of a caller's timer stay.
+    """
+    data: list[bytes] = []
+    kept: list[list[Event]] = []
+    for batch in link.news or ():
+        event = batch[0]
+        if isinstance(event, Received):
+            data.append(event.data)
+        elif isinstance(event, TimedOut):
+            kept.append(batch)
+    if link.news:
+        link.news[:] = kept
+    if link.state is State.DEAD:
+        link.finished = False                       # its loss is told instead
+    return data
