@@ -1,0 +1,77 @@
+"""One word for one thing, the same everywhere, and the repository speaks of the project alone.
+
+Each pattern that must not be found has its reason. Files that git tracks, or would, are read.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("gateway/", "docs/", "routes/", "deploy/", "tests/", "tools/", "README.md", "Makefile")
+TEXT = {".py", ".pyx", ".pxd", ".pyi", ".md", ".toml", ".html", ".js", ".sh", ".yaml", ".yml", ""}
+
+SYNONYMS = {
+    r"\bback-?ends?\b": "upstream",
+    r"\bfront-?ends?\b": "client (or listener)",
+    r"\bdownstreams?\b": "client",
+    r"\b(white|black)-?list": "what is allowed, what is refused",
+    r"\bhot[- ]restart\b": "replace",
+}
+UNFINISHED = {
+    r"\bTODO\b": "do it, or leave it out",
+    r"\bFIXME\b": "do it, or leave it out",
+    r"\bXXX\b": "say what is the matter",
+}
+NOT_OURS = {
+    r"/(work|home|root)/[a-z]": "no path of one machine",
+    r"pypi\.org|pythonhosted|registry\.npmjs|deb\.debian\.org": "where packages come from is "
+    "the business of pip, npm and apt-get",
+    r"(?i)\bissues? #?\d+": "say the reason itself",
+}
+
+
+def files() -> list[str]:
+    """Text files of ours that git knows, or would know: nothing that it ignores."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.splitlines()
+    return sorted(
+        name for name in set(listed)
+        if name.startswith(OURS) and Path(name).suffix in TEXT and (ROOT / name).is_file()
+        and name != "tests/house/test_words.py"
+    )
+
+
+def found(text: str, banned: dict[str, str]) -> list[str]:
+    """Each line with a banned pattern, and what to write."""
+    return [
+        f"line {number}: {match[0]!r}: {instead}"
+        for number, line in enumerate(text.splitlines(), 1)
+        for pattern, instead in banned.items()
+        if (match := re.search(pattern, line))
+    ]
+
+
+@pytest.mark.parametrize("file", files())
+def test_words(file: str) -> None:
+    """No synonym of the words of the design, nothing unfinished, nothing of anybody's machine."""
+    text = (ROOT / file).read_text()
+    assert found(text, SYNONYMS | UNFINISHED | NOT_OURS) == []
+
+
+def test_banned_words_are_seen() -> None:
+    """The test of the test."""
+    for line in ("the backend", "its front-end", "TODO later", "see /home/me/x", "as in issue 12"):
+        assert found(line, SYNONYMS | UNFINISHED | NOT_OURS), line
+    assert found("upstreams and clients; issues of certificates", SYNONYMS | NOT_OURS) == []
+
+
+def test_test_files_are_named_after_what_they_test() -> None:
+    """A name like test_misc.py tells nobody where to look."""
+    vague = re.compile(r"test_(misc|utils?|helpers?|basic|more|new|old|bugs?|fix(es)?|tests?|\d+)$")
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not vague.match(path.stem), path
