@@ -214,7 +214,21 @@ def _field_lines(fields: Fields) -> bytes:
     return lines
 
 
-# --- Lists ------------------------------------------------------------------------------------
+# --- Fields and lists --------------------------------------------------------------------------
+
+
+# RFC 9110 7.6.1: meant for one connection, whether its Connection field names them or not.
+HOP_BY_HOP = frozenset((
+    b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding",
+    b"upgrade",
+))
+
+
+def end_to_end_fields(head: Head) -> list[tuple[bytes, bytes]]:
+    """The fields that may pass, unchanged and in order: not those for this connection alone, by
+    their nature or because Connection names them."""
+    dropped = HOP_BY_HOP | head.connection
+    return [pair for pair in head.fields if pair[0].lower() not in dropped]
 
 
 def is_token(value: bytes) -> bool:
