@@ -25,7 +25,7 @@ class ExchangeState(enum.Enum):
     """Where an exchange is."""
 
     UNANSWERED = "unanswered"      # `respond` comes next
-    READING_CONTENT = "reading content"  # answered; feed it what arrives, within the head's time
+    READING_BODY = "reading body"  # answered; feed it what arrives, within the head's time
     DONE_KEEPALIVE = "keep-alive"  # over; `rest` begins the next head
     DONE_CLOSE = "close"           # over; half-close, and throw away what still comes
 
@@ -33,7 +33,7 @@ class ExchangeState(enum.Enum):
 class Exchange:
     """One request that is no upgrade, and its answer.
 
-    Call `respond` once, then `feed` while the state is READING_CONTENT. Requests that are pipelined
+    Call `respond` once, then `feed` while the state is READING_BODY. Requests that are pipelined
     behind this one wait in `rest`: they are served in order (RFC 9112 9.3.2).
     """
 
@@ -75,15 +75,15 @@ class Exchange:
         if not self._head_only:
             data += self._connection.send(h11.Data(data=body))
         data += self._connection.send(h11.EndOfMessage())
-        self.state = ExchangeState.READING_CONTENT
+        self.state = ExchangeState.READING_BODY
         self._settle()
         return data
 
     def feed(self, data: bytes) -> None:
-        """Take what arrives from the client while the state is UNANSWERED or READING_CONTENT."""
-        assert self.state in (ExchangeState.UNANSWERED, ExchangeState.READING_CONTENT), self.state
+        """Take what arrives from the client while the state is UNANSWERED or READING_BODY."""
+        assert self.state in (ExchangeState.UNANSWERED, ExchangeState.READING_BODY), self.state
         self._take(data)
-        if self.state is ExchangeState.READING_CONTENT:
+        if self.state is ExchangeState.READING_BODY:
             self._settle()
 
     @property

@@ -20,37 +20,34 @@ CHUNK_HEAD_MAX = 16 * 1024    # of a chunk's header or the trailers; what h11 ke
 class PassOn:
     """One answer that is passed on.
 
-    Call `begin`, then `feed` with what arrives until `done`; at the upstream's FIN `finish`. Each
-    gives what the client is sent. The client's connection closes afterwards, and is told so.
+    `feed` it with `response.rest` first, though it may be empty: that gives the client's head.
+    Then with what arrives, until `done`; at the upstream's FIN call `finish`. Each gives what the
+    client is sent. The client's connection closes afterwards, and is told so.
 
     Status, reason and fields pass, those of one connection aside. Content with a length keeps it;
     other content, also such as only the upstream's FIN ends, becomes chunked. Trailers are
     dropped, as RFC 9110 6.5.1 allows.
     """
 
-    def __init__(self, method: bytes) -> None:
-        """`method` is what was asked: it decides how an answer is read (RFC 9112 6.3)."""
+    def __init__(self, response: Response) -> None:
+        """`response` is a final answer. Raises UpstreamError if h11 cannot read it."""
+        assert response.status >= 200, response.status
         self.done = False
         self._upstream = h11.Connection(h11.CLIENT, max_incomplete_event_size=CHUNK_HEAD_MAX)
         self._client = h11.Connection(h11.SERVER)
-        asked = h11.Request(method=method, target=b"/", headers=[(b"Host", b"upstream")])
+        # What was asked decides how an answer is read (RFC 9112 6.3): a GET, as all upgrades are.
+        asked = h11.Request(method=b"GET", target=b"/", headers=[(b"Host", b"upstream")])
         self._client.receive_data(self._upstream.send(asked))
         self._upstream.send(h11.EndOfMessage())
         for kind in (h11.Request, h11.EndOfMessage):
             event = self._client.next_event()
             assert type(event) is kind, event
-
-    def begin(self, response: Response) -> bytes:
-        """Take a final answer's head and what came with it. Raises UpstreamError; nothing of the
-        answer is out by then."""
-        assert response.status >= 200, response.status
         self._upstream.receive_data(response.raw)
         event = self._next_event()
         assert type(event) is h11.Response, event
-        head = self._client.send(h11.Response(
+        self._head = self._client.send(h11.Response(
             status_code=response.status, reason=response.reason, headers=_passed_fields(response)
         ))
-        return head + self.feed(response.rest)
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the upstream. What comes after the answer's end is thrown away. Raises
@@ -69,7 +66,7 @@ class PassOn:
         return self._pump()
 
     def _pump(self) -> bytes:
-        parts = []
+        parts, self._head = [self._head], b""
         while not self.done:
             event = self._next_event()
             if type(event) is h11.Data:
