@@ -58,7 +58,7 @@ class Upstream:
     entries: tuple[EndpointEntry, ...] = ()
     path: str = ""                       # "" or "/": the client's own path
     balance: str = "least-connections"   # round-robin | least-connections | random-two | hash
-    hash_on: str = "address"             # path:NAME | query:NAME | header:NAME | cookie:NAME | address
+    hash_on: str = "address"             # or path:NAME | query:NAME | header:NAME | cookie:NAME
 
     @property
     def own_path(self) -> str:
@@ -72,7 +72,7 @@ class Origin:
 
     scheme: str = ""
     host: str = ""
-    port: int = 0                        # never 0 but for `null`: the scheme's default is filled in
+    port: int = 0                        # the scheme's default is filled in; 0 where it has none
     null: bool = False
 
 
@@ -81,7 +81,7 @@ class Route:
     """`[[route]]` with `[defaults]` filled in."""
 
     name: str
-    place: str = ""                      # "routes.toml, [[route]] 3", for messages
+    place: str = field(default="", compare=False)  # "routes.toml, [[route]] 3", for messages
     hosts: tuple[str, ...] = ()          # lower case; () is any; "*.example.com" is a wildcard
     path: str = "/*"                     # as written
     headers: tuple[tuple[str, str], ...] = ()      # name in lower case, value or "*"

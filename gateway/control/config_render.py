@@ -1,0 +1,161 @@
+"""A resolved table as TOML that a person can read: every route with every value that it obeys.
+
+Loading the text again gives an equal table. So nothing is written that the reader would refuse: a
+key that has no effect on a route is left out, as it is when the table is read.
+"""
+
+import json
+from collections.abc import Iterator
+
+from gateway.control.config_values import written_duration, written_size
+from gateway.events import Address
+from gateway.routing import DEFAULT_PORTS
+from gateway.table import Listener, Origin, Route, Table, Upstream
+
+_SIZES = frozenset({"max_message", "max_frame", "max_queue", "max_head"})
+_COUNTS = frozenset({"max_sessions", "max_sessions_per_client"})
+
+_ASKING = ("rewrite", "send_host", "set_fields", "remove_fields")
+_LIMITS = ("max_message", "max_frame", "max_queue", "max_sessions", "max_sessions_per_client")
+_TIMES = ("connect_timeout", "answer_timeout", "idle_timeout", "write_timeout", "close_timeout",
+          "session_timeout", "heartbeat", "heartbeat_timeout")
+
+
+def render(table: Table) -> str:
+    """The table as TOML."""
+    blocks = [_gateway(table)]
+    blocks += [_listener(listener) for listener in table.listeners]
+    blocks += [_route(route, table.upstreams[route.upstream]) for route in table.routes]
+    blocks += [_upstream(one) for one in table.upstreams.values() if ":" not in one.name]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def effective(route: Route, upstream: Upstream) -> Iterator[tuple[str, str]]:
+    """The limits, times and codes that hold on a route, as (key, value in TOML)."""
+    kind = upstream.builtin or upstream.scheme
+    if kind == "page":
+        return
+    for key in _LIMITS:
+        yield key, _value(key, getattr(route, key))
+    for key in _TIMES:
+        without = {
+            "connect_timeout": kind == "echo",
+            "answer_timeout": kind != "ws",
+            "idle_timeout": route.heartbeat > 0,
+            "heartbeat_timeout": route.heartbeat == 0,
+        }
+        if not without.get(key, False):
+            yield key, _value(key, getattr(route, key))
+    if route.session_timeout:
+        yield "session_code", str(route.session_code)
+    yield "drain_code", str(route.drain_code)
+    yield "drain_reason", toml_string(route.drain_reason)
+
+
+def toml_string(text: str) -> str:
+    """A basic string: JSON's escapes are TOML's, but for DEL, which TOML wants escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def origin_text(origin: Origin) -> str:
+    """An origin as browsers send it, with a wildcard as the table has it."""
+    if origin.null:
+        return "null"
+    usual = origin.port in (0, DEFAULT_PORTS.get(origin.scheme))
+    return f"{origin.scheme}://{origin.host}" + ("" if usual else f":{origin.port}")
+
+
+# --- Inside ------------------------------------------------------------------------------------
+
+
+def _gateway(table: Table) -> list[str]:
+    settings = table.gateway
+    sessions = (f"max_sessions = {settings.max_sessions}" if settings.max_sessions
+                else "# max_sessions = (RLIMIT_NOFILE - 512) / 2")
+    return [
+        "[gateway]",
+        f"engine = {toml_string(settings.engine)}",
+        f"drain = {_value('drain', settings.drain)}",
+        f"log = {toml_string(settings.log)}",
+        f"log_query = {_boolean(settings.log_query)}",
+        sessions,
+        f"trusted_proxies = {_list(str(one) for one in settings.trusted_proxies)}",
+    ]
+
+
+def _listener(listener: Listener) -> list[str]:
+    address: Address = listener.address
+    lines = ["[[listener]]", f"address = {toml_string(str(address))}"]
+    if address.path:
+        lines.append(f'mode = "{listener.mode:04o}"')
+    lines.append(f"backlog = {listener.backlog}")
+    lines += [f"{key} = {_value(key, getattr(listener, key))}"
+              for key in ("head_timeout", "keepalive_timeout", "max_head")]
+    return lines
+
+
+def _route(route: Route, upstream: Upstream) -> list[str]:
+    kind = upstream.builtin or upstream.scheme
+    lines = ["[[route]]", f"name = {toml_string(route.name)}"]
+    if route.hosts:
+        lines.append(f"host = {_list(route.hosts)}")
+    lines.append(f"path = {toml_string(route.path)}")
+    if route.headers:
+        lines.append(f"header = {_pairs(route.headers)}")
+    if route.query:
+        lines.append(f"query = {_pairs(route.query)}")
+    if route.subprotocol:
+        lines.append(f"subprotocol = {toml_string(route.subprotocol)}")
+    if route.origins is not None:
+        lines.append(f"origins = {_list(origin_text(one) for one in route.origins)}")
+    lines.append(f"upstream = {toml_string(route.upstream)}")
+    if route.rewrite:
+        lines.append(f"rewrite = {toml_string(route.rewrite)}")
+    if route.send_host:
+        lines.append(f"send_host = {toml_string(route.send_host)}")
+    if route.set_fields:
+        lines.append(f"set_fields = {_pairs(route.set_fields)}")
+    if route.remove_fields:
+        lines.append(f"remove_fields = {_list(route.remove_fields)}")
+    if kind == "tcp":
+        lines.append(f"subprotocols = {_list(route.subprotocols)}")
+        lines.append(f"frames = {toml_string(route.frames)}")
+    lines += [f"{key} = {value}" for key, value in effective(route, upstream)]
+    return lines
+
+
+def _upstream(upstream: Upstream) -> list[str]:
+    entries = [
+        toml_string(one.url) if one.weight == 1
+        else f"{{ url = {toml_string(one.url)}, weight = {one.weight} }}"
+        for one in upstream.entries
+    ]
+    bare = upstream.name.replace("-", "").replace("_", "").isalnum()
+    lines = [
+        f"[upstream.{upstream.name if bare else toml_string(upstream.name)}]",
+        f"endpoints = [{', '.join(entries)}]",
+        f"balance = {toml_string(upstream.balance)}",
+    ]
+    if upstream.balance == "hash":
+        lines.append(f"hash_on = {toml_string(upstream.hash_on)}")
+    return lines
+
+
+def _value(key: str, value: float) -> str:
+    if value == 0:
+        return '"off"'
+    if key in _SIZES:
+        return f'"{written_size(int(value))}"'
+    return str(value) if key in _COUNTS else f'"{written_duration(value)}"'
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _list(texts: "Iterator[str] | tuple[str, ...]") -> str:
+    return f"[{', '.join(toml_string(text) for text in texts)}]"
+
+
+def _pairs(pairs: tuple[tuple[str, str], ...]) -> str:
+    return "{ " + ", ".join(f"{toml_string(k)} = {toml_string(v)}" for k, v in pairs) + " }"

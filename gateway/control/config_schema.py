@@ -1,0 +1,273 @@
+"""The keys of each table of a route table, as operators write them, and how a table is read.
+
+One entry for each key: its reader. What is not in here is unknown, and refused with the nearest key
+that is; keys of the plan that are not built are unknown too, and the message says so. Defaults are
+not in here but in `gateway/table.py`: a key that is absent leaves the field as it is there.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.control import config_addresses as addresses
+from gateway.control import config_values as values
+from gateway.control.config_addresses import Url
+from gateway.control.config_values import Reader, described
+from gateway.errors import TableError, TableErrors
+from gateway.routing import parse_path, quoted
+
+NEAREST_MAX = 50  # look-ups of a nearest name in one table: each costs as much as there are names
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HASH_ON = re.compile(r"(path|query|header|cookie):(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands: the number of its file, for the order of messages, and the words."""
+
+    file: int
+    text: str
+
+    def key(self, key: str) -> "Place":
+        """A key in here."""
+        return Place(self.file, f"{self.text}, {key if _BARE_KEY.fullmatch(key) else quoted(key)}")
+
+
+class Mistakes:
+    """Collects the mistakes of a table, so that all are told at once."""
+
+    def __init__(self) -> None:
+        self._errors: list[tuple[int, TableError]] = []
+        self._nearest_left = NEAREST_MAX
+
+    def __len__(self) -> int:
+        return len(self._errors)
+
+    def add(self, place: Place, found: str, expected: str, remedy: str = "") -> None:
+        """One more mistake."""
+        self._errors.append((place.file, TableError(place.text, found, expected, remedy)))
+
+    def take(self, place: Place, error: TableError | TableErrors) -> None:
+        """The mistakes that a reader raised."""
+        several = error.errors if isinstance(error, TableErrors) else [error]
+        self._errors.extend((place.file, one) for one in several)
+
+    def nearest(self, word: str, known: Iterable[str]) -> str:
+        """A question for the remedy, or nothing where no known word is near."""
+        if self._nearest_left <= 0:
+            return ""
+        self._nearest_left -= 1
+        near = difflib.get_close_matches(word[:64], list(known), 1)
+        return f'did you mean "{near[0]}"?' if near else ""
+
+    def raise_if_any(self) -> None:
+        """Raise TableErrors with all of them, in the order of the files, if there are any."""
+        if self._errors:
+            ordered = sorted(self._errors, key=lambda one: one[0])
+            raise TableErrors([error for _, error in ordered])
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One kind of table: its title in messages, its keys, and those that are not built yet."""
+
+    title: str
+    keys: Mapping[str, Reader[object]]
+    not_built: frozenset[str] = frozenset()
+
+    def read(
+        self, written: Mapping[str, object], place: Place, mistakes: Mistakes
+    ) -> dict[str, Any]:
+        """The resolved values of the keys that are right; for the others there are mistakes."""
+        read: dict[str, Any] = {}
+        for key, value in written.items():
+            reader = self.keys.get(key)
+            if reader is None:
+                self._refuse(key, place, mistakes)
+                continue
+            try:
+                read[key] = reader(value, place.key(key).text)
+            except (TableError, TableErrors) as error:
+                mistakes.take(place, error)
+        return read
+
+    def _refuse(self, key: str, place: Place, mistakes: Mistakes) -> None:
+        expected = f"a key of {self.title}"
+        if key in self.not_built:
+            mistakes.add(place.key(key), "a key that is not built yet", expected, "remove it")
+            return
+        remedy = mistakes.nearest(key, self.keys)
+        if not remedy:
+            homes = [section.title for section in SECTIONS if key in section.keys]
+            remedy = f"it belongs into {' or '.join(homes)}" if homes else (
+                f"the keys are {', '.join(self.keys)}")
+        mistakes.add(place.key(key), "an unknown key", expected, remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One entry of `endpoints`. Two with one URL are the same, whatever their weights."""
+
+    url: Url
+    weight: int = field(default=1, compare=False)
+
+
+def _endpoint(value: object, place: str) -> Endpoint:
+    if isinstance(value, str):
+        return Endpoint(addresses.upstream_url(value, place))
+    expected = 'a URL, or a table such as { url = "ws://10.0.0.1:9000", weight = 2 }'
+    if not isinstance(value, dict):
+        raise TableError(place, described(value), expected)
+    mistakes = Mistakes()
+    read = ENDPOINT.read(value, Place(0, place), mistakes)
+    if "url" not in value:
+        mistakes.add(Place(0, place), "no url", expected, "give it one")
+    mistakes.raise_if_any()
+    return Endpoint(read["url"], read.get("weight", 1))
+
+
+def _upstream(value: object, place: str) -> str | Url:
+    """A route's upstream: the name of a table, or a URL, which has a colon as no name has."""
+    expected = 'the name of an [upstream.NAME], or a URL such as "ws://127.0.0.1:9000"'
+    remedy = "make an [upstream.NAME] of several endpoints" if isinstance(value, list) else (
+        "put it in quotes")
+    text = values.string(value, place, expected, remedy)
+    if ":" in text:
+        return addresses.upstream_url(text, place)
+    if not text:
+        raise TableError(place, '""', expected, "name one")
+    return text
+
+
+def _path(value: object, place: str) -> str:
+    text = values.string(value, place, 'a path such as "/chat", "/rooms/{room}" or "/files/*"')
+    parse_path(text, place)
+    return text
+
+
+def _rewrite(value: object, place: str) -> str:
+    expected = 'a path such as "/v2/{room}/{*}"'
+    text = values.string(value, place, expected)
+    if not text:
+        raise TableError(place, '""', expected, "leave it out to send the client's path")
+    return text
+
+
+def _hash_on(value: object, place: str) -> str:
+    expected = '"address", or "path:", "query:", "header:" or "cookie:" and a name'
+    text = values.string(value, place, expected)
+    if text == "address":
+        return text
+    found = _HASH_ON.fullmatch(text)
+    if found is None:
+        raise TableError(place, quoted(text), expected)
+    kind, name = found.groups()
+    if kind in ("header", "cookie"):
+        values.field_name(name, place)
+    return f"{kind}:{name.lower()}" if kind == "header" else text
+
+
+ENDPOINT = Section(
+    "an endpoint", {"url": addresses.upstream_url, "weight": values.count(0, 65535)}
+)
+
+GATEWAY = Section(
+    "[gateway]",
+    {
+        "listen": values.one_or_list(
+            addresses.listen_address, 'an address such as "0.0.0.0:8080", or a list of them'
+        ),
+        "engine": values.choice("auto", "uvloop", not_built=("io_uring",)),
+        "drain": values.duration(),
+        "log": values.choice("text", "json"),
+        "log_query": values.boolean,
+        "max_sessions": values.count(),
+        "trusted_proxies": values.list_of(
+            addresses.network, 'a list of networks such as ["10.0.0.0/8"]', empty=True
+        ),
+    },
+    frozenset({"workers", "admin", "control", "drain_delay"}),
+)
+
+LISTENER = Section(
+    "[[listener]]",
+    {
+        "address": addresses.listen_address,
+        "mode": values.unix_mode,
+        "backlog": values.count(1, 2**31 - 1),
+        "head_timeout": values.duration(),
+        "keepalive_timeout": values.duration(),
+        "max_head": values.size(1024, 1024**2),
+    },
+    frozenset({"tls", "handshakes"}),
+)
+
+ROUTE = Section(
+    "[[route]]",
+    {
+        "name": values.name,
+        "host": values.one_or_list(
+            addresses.host_pattern, 'a host such as "*.example.com", or a list of them'
+        ),
+        "path": _path,
+        "header": values.pairs_of(
+            values.matched_field, values.field_value, 'a table such as { X-Tenant = "acme" }'
+        ),
+        "query": values.pairs_of(
+            values.parameter, values.text_value, 'a table such as { v = "2" }', cased=True
+        ),
+        "subprotocol": values.token,
+        "origins": values.list_of(
+            addresses.origin, 'a list of origins such as ["https://example.com"]', empty=True
+        ),
+        "upstream": _upstream,
+        "rewrite": _rewrite,
+        "send_host": addresses.send_host,
+        "set_fields": values.pairs_of(
+            values.set_field, values.field_value, 'a table such as { X-Edge = "1" }'
+        ),
+        "remove_fields": values.list_of(
+            values.removed_field, 'a list of field names such as ["Cookie"]', empty=True
+        ),
+        "subprotocols": values.list_of(
+            values.token, 'a list of subprotocols such as ["mqtt"]', empty=True
+        ),
+        "frames": values.choice("binary", "text"),
+        "max_message": values.size(1, 2**50, off=True),
+        "max_frame": values.size(1, 2**50, off=True),
+        "max_queue": values.size(4096, 2**30),
+        "max_sessions": values.count(off=True),
+        "max_sessions_per_client": values.count(off=True),
+        "connect_timeout": values.duration(),
+        "answer_timeout": values.duration(),
+        "idle_timeout": values.duration(off=True),
+        "write_timeout": values.duration(off=True),
+        "close_timeout": values.duration(),
+        "session_timeout": values.duration(off=True),
+        "session_code": values.close_code,
+        "heartbeat": values.duration(off=True),
+        "heartbeat_timeout": values.duration(),
+        "drain_code": values.close_code,
+        "drain_reason": values.close_reason,
+    },
+    frozenset({"handshakes", "reload_drain"}),
+)
+
+DEFAULTS = Section(
+    "[defaults]", {k: v for k, v in ROUTE.keys.items() if k != "name"}, ROUTE.not_built
+)
+
+UPSTREAM = Section(
+    "[upstream.NAME]",
+    {
+        "endpoints": values.list_of(_endpoint, 'a list of URLs such as ["ws://10.0.0.1:9000"]'),
+        "balance": values.choice("round-robin", "least-connections", "random-two", "hash"),
+        "hash_on": _hash_on,
+    },
+    frozenset({"resolve", "source_addresses", "tls"}),
+)
+
+SECTIONS = (GATEWAY, LISTENER, ROUTE, DEFAULTS, UPSTREAM)

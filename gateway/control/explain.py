@@ -1,0 +1,190 @@
+"""What `gateway explain` prints: which route a request takes, what happens on it, and why the
+others did not match.
+
+It asks `RouteTable.explain_match`, which shares its code with the matching of real requests, and
+sends nothing anywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from gateway.control.config_render import effective, origin_text, toml_string
+from gateway.errors import ClientError
+from gateway.routing import (
+    Explanation,
+    Outcome,
+    RouteTable,
+    origin_allowed,
+    parse_origin,
+    quoted,
+    rewrite_target,
+)
+from gateway.table import Route, Table, Upstream
+
+SCHEMES = ("ws", "wss", "http", "https", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The request that is asked about; `fields` have their names in lower case."""
+
+    host: str
+    path: str
+    query: str
+    has_query: bool
+    fields: list[tuple[bytes, bytes]]
+
+    @property
+    def target(self) -> str:
+        """As it would stand in the request line."""
+        return f"{self.path}?{self.query}" if self.has_query else self.path
+
+
+def explain(
+    table: Table,
+    url: str,
+    headers: Sequence[str] = (),
+    origin: str | None = None,
+    subprotocols: Sequence[str] = (),
+) -> str:
+    """The explanation, of several lines.
+
+    `url` is "ws://host/path?query", or a path alone; `headers` are "Name: value", of which a Host
+    replaces the URL's. Raises ValueError, with a sentence for the user, for arguments that make no
+    request.
+    """
+    wanted = read_request(url, headers, origin, subprotocols)
+    routes = RouteTable(table.routes)
+    lines = [f"request: {wanted.target} on host {wanted.host or '(none)'}"]
+    try:
+        explanations = routes.explain_match(wanted.host, wanted.path, wanted.query, wanted.fields)
+    except ClientError as error:
+        lines.append(f"answer: {error.status}, before any route: {error.detail}")
+        return "\n".join(lines) + "\n"
+    winner = next((one.route for one in explanations if one.outcome is Outcome.WON), None)
+    if winner is None:
+        lines.append("answer: 404, since no route matches")
+    else:
+        lines += _about_winner(winner, table.upstreams[winner.upstream], routes, wanted)
+    others = [one for one in explanations if one.outcome is not Outcome.WON]
+    if others:
+        lines += ["", "other routes:"]
+        lines += [f'  "{one.route.name}" ({one.route.place}): {_reason(one)}' for one in others]
+    return "\n".join(lines) + "\n"
+
+
+def read_request(
+    url: str, headers: Sequence[str], origin: str | None, subprotocols: Sequence[str]
+) -> Wanted:
+    """The request that the arguments make. Raises ValueError."""
+    if any(ord(c) <= 0x20 or ord(c) > 0x7E for c in url):
+        raise ValueError(f"{quoted(url)} has a space or a character that no URL has; encode it")
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES or not (parts.netloc or url.startswith("/")):
+        raise ValueError(f'{quoted(url)} is no URL; write one such as "ws://example.com/chat"')
+    if "#" in url:
+        raise ValueError(f"{quoted(url)} has a fragment, which is never sent")
+    if "@" in parts.netloc:
+        raise ValueError("the URL has a user, which browsers do not send for a WebSocket")
+    host = parts.netloc
+    # Not urlsplit's path: it would lose "//" at the front, and the "?" of an empty query.
+    target = url if not parts.netloc else url.partition("://")[2][len(parts.netloc):]
+    path, mark, query = target.partition("?")
+    fields: list[tuple[bytes, bytes]] = []
+    for header in headers:
+        name, colon, value = header.partition(":")
+        if not colon or not name or name != name.strip() or not header.isascii():
+            raise ValueError(f'{quoted(header)} is no header; write it as "Name: value"')
+        if name.lower() == "host":
+            host = value.strip()
+        fields.append((name.lower().encode(), value.strip().encode()))
+    if origin is not None:
+        fields.append((b"origin", origin.encode()))
+    if subprotocols:
+        fields.append((b"sec-websocket-protocol", ", ".join(subprotocols).encode()))
+    return Wanted(host, path or "/", query, bool(mark), fields)
+
+
+def _about_winner(
+    route: Route, upstream: Upstream, routes: RouteTable, wanted: Wanted
+) -> list[str]:
+    match = routes.match(wanted.host, wanted.path, wanted.query, wanted.fields)
+    assert match is not None and match.route is route, "explain and match cannot disagree"
+    lines = [f'route: "{route.name}" ({route.place})', f"path: {route.path}"]
+    captures = [f"{name} = {quoted(value)}" for name, value in match.captures.items()]
+    if route.path.endswith("/*"):
+        captures.append(f"* = {quoted(match.rest)}")
+    if captures:
+        lines.append(f"captures: {', '.join(captures)}")
+    lines.append(f"origin: {_origin_verdict(route, wanted)}")
+    lines += _about_upstream(upstream)
+    kind = upstream.builtin or upstream.scheme
+    if kind == "ws":
+        target = rewrite_target(
+            match, upstream, wanted.path, wanted.query, wanted.has_query
+        )
+        lines.append(f"target: {target}")
+        lines.append(f"Host: {_sent_host(route, upstream, wanted)}")
+    elif kind == "tcp":
+        lines.append("target: none; the upstream sees only the bytes of messages")
+    settings = list(effective(route, upstream))
+    if settings:
+        lines += ["", "in force:"]
+        lines += [f"  {key} = {value}" for key, value in settings]
+    return lines
+
+
+def _about_upstream(upstream: Upstream) -> list[str]:
+    if upstream.builtin:
+        return [f"upstream: builtin:{upstream.builtin}, in the gateway itself"]
+    if ":" in upstream.name:
+        return [f"upstream: {upstream.name}"]
+    by = f" on {upstream.hash_on}" if upstream.balance == "hash" else ""
+    lines = [f"upstream: {upstream.name}, {upstream.balance}{by}, one of:"]
+    total = sum(entry.weight for entry in upstream.entries)
+    for entry in upstream.entries:
+        share = f", weight {entry.weight} of {total}" if total != len(upstream.entries) else ""
+        lines.append(f"  {entry.url}{share}")
+    return lines
+
+
+def _sent_host(route: Route, upstream: Upstream, wanted: Wanted) -> str:
+    if not route.send_host:
+        return f"{wanted.host}, as the client sent it"
+    if route.send_host != "upstream":
+        return f"{route.send_host}, by send_host"
+    hosts = {entry.url.partition("://")[2].partition("/")[0]: None for entry in upstream.entries}
+    return f"{' or '.join(hosts)}, by send_host"
+
+
+def _origin_verdict(route: Route, wanted: Wanted) -> str:
+    values = [value for name, value in wanted.fields if name == b"origin"]
+    if not origin_allowed(route, values):
+        if len(values) > 1:
+            return "answer 403, since there is more than one"
+        shown = quoted(values[0].decode("latin-1"))
+        if parse_origin(values[0].decode("latin-1")) is None:
+            return f"answer 403, since {shown} is no origin"
+        return f"answer 403, since {shown} is none of {_origins(route)}"
+    if route.origins is None:
+        return "any may come"
+    if not values:
+        return f"passes without one, as no browser does; with one, only {_origins(route)}"
+    return f"{quoted(values[0].decode('latin-1'))} may come, by {_origins(route)}"
+
+
+def _origins(route: Route) -> str:
+    return ", ".join(toml_string(origin_text(one)) for one in route.origins or ()) or "(none)"
+
+
+def _reason(one: Explanation) -> str:
+    where = {
+        Outcome.HOST: "the host does not match",
+        Outcome.PATH: "the path does not match",
+        Outcome.HEADER: "a header does not match",
+        Outcome.QUERY: "the query does not match",
+        Outcome.SUBPROTOCOL: "the subprotocol is not offered",
+        Outcome.OUTRANKED: "it matches, but is less specific",
+    }[one.outcome]
+    return f"{where}: {one.detail}"
