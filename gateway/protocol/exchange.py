@@ -6,11 +6,13 @@ Laws of this file:
 
 - Heads come from `http1`, judged already. h11 sees the same bytes, and finds where content ends.
 - Nobody here wants a request's content: it is counted and thrown away, at O(n) for n bytes.
+- h11 is lax about a chunk's extensions; where two readers may disagree, the connection closes.
 - Content that is not read to its end closes the connection: its bytes must never be taken for a
   request (RFC 9112 9.3).
 """
 
 import enum
+import re
 
 import h11
 
@@ -49,6 +51,7 @@ class Exchange:
         self._wire = 0                   # bytes that brought them
         self._head_only = request.method == b"HEAD"
         self._ended = False              # the request was read to its end
+        self._chunks = _ChunkLines() if request.chunked else None
         self._spoilt = False             # its content is too large or malformed
         if request.content_length is not None and request.content_length > CONTENT_MAX:
             self._spoilt = True          # not worth beginning
@@ -94,6 +97,8 @@ class Exchange:
 
     def _take(self, data: bytes) -> None:
         """Count and throw away what of the content is in here."""
+        if data and self._chunks is not None and not self._chunks.feed(data):
+            self._spoilt = True
         if data and not self._spoilt:
             self._connection.receive_data(data)
         while not self._ended and not self._spoilt:
@@ -118,3 +123,52 @@ class Exchange:
             self.state = ExchangeState.DONE_CLOSE
         elif self._ended:
             self.state = ExchangeState.DONE_KEEPALIVE
+
+
+class _ChunkLines:
+    """Watches the lines between chunks more strictly than h11, which lets a bare CR through.
+
+    What another reader takes for a line's end there begins a request for it (RFC 9112 7.1.1,
+    11.2). The chunks themselves are stepped over, and so is all behind the last line.
+    """
+
+    def __init__(self) -> None:
+        self._line = bytearray()         # of the line under way
+        self._left = 0                   # bytes of the chunk under way, with its CRLF
+        self._pattern = _CHUNK_HEAD
+        self._over = False
+
+    def feed(self, data: bytes) -> bool:
+        """False once a line is wrong."""
+        at = 0
+        while at < len(data) and not self._over:
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+                at += step
+                continue
+            end = data.find(b"\n", at) + 1 or len(data)
+            self._line += data[at:end]
+            at = end
+            if len(self._line) > CHUNK_HEAD_MAX:
+                return False
+            if self._line.endswith(b"\n") and not self._end_line():
+                return False
+        return True
+
+    def _end_line(self) -> bool:
+        line = self._pattern.fullmatch(self._line)
+        if line is None:
+            return False
+        if self._pattern is _TRAILER:
+            self._over = self._line == b"\r\n"
+        elif int(line[1], 16):
+            self._left = int(line[1], 16) + 2
+        else:
+            self._pattern = _TRAILER
+        self._line.clear()
+        return True
+
+
+_CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t -~\x80-\xff]*)?\r\n")
+_TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*)?\r\n")

@@ -231,6 +231,20 @@ def end_to_end_fields(head: Head) -> list[tuple[bytes, bytes]]:
     return [pair for pair in head.fields if pair[0].lower() not in dropped]
 
 
+def is_host(text: str) -> bool:
+    """Whether this may stand in Host: a name or IP literal that is not empty, perhaps a port."""
+    found = _HOST.fullmatch(text)
+    if found is None or (found[2] and int(found[2]) > 65535):
+        return False
+    if found[1] is None:
+        return True
+    try:
+        ipaddress.IPv6Address(found[1])
+    except ValueError:
+        return False
+    return True
+
+
 def is_token(value: bytes) -> bool:
     """Whether this is a token (RFC 9110 5.6.2)."""
     return _TOKEN.fullmatch(value) is not None
@@ -329,8 +343,9 @@ class _HeadBuffer:
 _TOKEN_CHARS = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"                       # RFC 9110 5.6.2
 _TOKEN = re.compile(_TOKEN_CHARS)
 # RFC 9112 3 has exactly one SP between the parts; 3.2 has neither fragment nor whitespace in a
-# target, and RFC 3986 no byte above 0x7E. Browsers send some that RFC 3986 has not: |, {, }, ^.
-_TARGET = re.compile(rb"[!-\"$-~]+")
+# target, and RFC 3986 no byte above 0x7E. Browsers escape ", < and >, but not all that RFC 3986
+# has not: |, {, }, ^, ` and \ pass.
+_TARGET = re.compile(rb"[!$-;=?-~]+")
 _REQUEST_LINE = re.compile(rb"(%b) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n" % _TOKEN_CHARS)
 # RFC 9112 4 wants the second SP also where no reason follows; many programs leave it away.
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*))?\r\n")
@@ -471,7 +486,7 @@ def _parse_target(method: bytes, target: bytes) -> tuple[str | None, str, str]:
     if absolute is None:
         raise _HeadError(400, "The request target is malformed.")
     authority = absolute[1].decode("ascii")
-    if not _is_host(authority):
+    if not is_host(authority):
         raise _HeadError(400, "The host in the request target is malformed.")
     # RFC 9112 3.2.1: "If the target URI's path component is empty, the client MUST send "/"".
     return authority, (absolute[2] or b"/").decode("ascii"), (absolute[3] or b"").decode("ascii")
@@ -485,22 +500,9 @@ def _parse_host(values: list[bytes], version: tuple[int, int]) -> str:
     if len(values) != 1:
         raise _HeadError(400, "There must be exactly one Host field.")
     host = values[0].decode("latin-1")
-    if not _is_host(host):
+    if not is_host(host):
         raise _HeadError(400, "The Host field is malformed.")
     return host
-
-
-def _is_host(text: str) -> bool:
-    found = _HOST.fullmatch(text)
-    if found is None or (found[2] and int(found[2]) > 65535):
-        return False
-    if found[1] is None:
-        return True
-    try:
-        ipaddress.IPv6Address(found[1])
-    except ValueError:
-        return False
-    return True
 
 
 def _parse_connection(values: dict[bytes, list[bytes]]) -> frozenset[bytes]:
