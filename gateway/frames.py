@@ -14,7 +14,6 @@ Laws of this file:
 `engine/relay.pyx` is to be the same in C; this file is the reference.
 """
 
-import codecs
 import enum
 from typing import Final
 
@@ -88,6 +87,58 @@ def build_close(code: int, reason: str = "", mask: bytes = b"") -> bytes:
     return build_frame(CLOSE, code.to_bytes(2, "big") + text, mask)
 
 
+# RFC 3629 4: by the first byte, the length of a character and what its second byte may be.
+_SECOND = {
+    **dict.fromkeys(range(194, 224), (2, 128, 191)),
+    **dict.fromkeys(range(225, 240), (3, 128, 191)),
+    **dict.fromkeys(range(241, 244), (4, 128, 191)),
+    0xE0: (3, 0xA0, 0xBF),
+    0xED: (3, 0x80, 0x9F),
+    0xF0: (4, 0x90, 0xBF),
+    0xF4: (4, 0x80, 0x8F),
+}
+
+
+class Utf8:
+    """Checks a byte stream that is cut anywhere, to the byte.
+
+    Python's incremental decoder finds a surrogate one byte late, so that the cuts would decide
+    what passes; hence the little table above, which is asked only where a piece ends or breaks.
+    """
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held = b""                # a character that is not whole; good as far as it goes
+
+    def feed(self, piece: bytes) -> int:
+        """How many bytes of `piece` come before the first that cannot be UTF-8 where it stands."""
+        data = self.held + piece
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            good = error.start + _begun(data[error.start : error.start + 4])
+            if good < len(data):
+                return good - len(self.held)
+            self.held = data[error.start :]
+        else:
+            self.held = b""
+        return len(piece)
+
+
+def _begun(data: bytes) -> int:
+    """How many bytes at the start of `data` may begin one character; `data` begins none whole."""
+    size, low, high = _SECOND.get(data[0], (0, 0, 0))
+    if not size:
+        return 0
+    if len(data) == 1 or not low <= data[1] <= high:
+        return 1
+    good = 2
+    while good < min(size, len(data)) and 0x80 <= data[good] <= 0xBF:
+        good += 1
+    return good
+
+
 class Kind(enum.IntEnum):
     """What a step is."""
 
@@ -142,11 +193,12 @@ class Cursor:
     """
 
     __slots__ = (
-        "_decoder",
+        "_final",
         "_held",
         "_mask",
         "_mask_at",
         "_text",
+        "_utf8",
         "broken",
         "deflate",
         "fragmented",
@@ -159,7 +211,6 @@ class Cursor:
         "payload",
         "remaining",
         "unwrap",
-        "_final",
     )
 
     def __init__(
@@ -188,7 +239,7 @@ class Cursor:
         self._text = False         # the message under way is text
         self._mask = b""
         self._mask_at = 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")() if unwrap else None
+        self._utf8 = Utf8() if unwrap else None
 
     @property
     def in_frame(self) -> bool:
@@ -329,7 +380,7 @@ class Cursor:
         if not self.remaining and self._final:
             self.fragmented = False
             self.messages += 1
-            if self._text and self._decoder is not None and self._decoder.getstate()[0]:
+            if self._text and self._utf8 is not None and self._utf8.held:
                 raise _Broken(Cause.TEXT, "text message ends inside a character (RFC 6455 8.1)")
 
     def _pass_payload(self, steps: list[Step], piece: bytes) -> None:
@@ -337,11 +388,12 @@ class Cursor:
         if self._mask:
             piece = unmask(piece, self._mask, self._mask_at)
             self._mask_at += len(piece)
-        if self._text and self._decoder is not None:
-            try:
-                self._decoder.decode(piece)
-            except UnicodeDecodeError:
-                raise _Broken(Cause.TEXT, "text that is not UTF-8 (RFC 6455 8.1)") from None
+        if self._text and self._utf8 is not None:
+            good = self._utf8.feed(piece)
+            if good < len(piece):
+                if good:
+                    steps.append(Step(Kind.PASS, piece[:good]))
+                raise _Broken(Cause.TEXT, "text that is not UTF-8 (RFC 6455 8.1)")
         steps.append(Step(Kind.PASS, piece))
 
     def _control(self, opcode: int, frame: bytes, size: int) -> Step:
@@ -364,23 +416,19 @@ class Cursor:
 class TextWrapper:
     """Cuts a byte stream into pieces of whole characters, for text frames."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("_utf8",)
 
     def __init__(self) -> None:
-        self._held = b""
+        self._utf8 = Utf8()
 
     @property
     def holds(self) -> bool:
         """The stream stands inside a character."""
-        return bool(self._held)
+        return bool(self._utf8.held)
 
     def feed(self, data: bytes) -> bytes | None:
         """The bytes up to the last whole character, or None where they are not UTF-8."""
-        data = self._held + data
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            decoder.decode(data)
-        except UnicodeDecodeError:
+        held = self._utf8.held
+        if self._utf8.feed(data) < len(data):
             return None
-        self._held = decoder.getstate()[0]
-        return data[: len(data) - len(self._held)]
+        return (held + data)[: len(held) + len(data) - len(self._utf8.held)]
