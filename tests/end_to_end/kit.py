@@ -81,7 +81,7 @@ class Bound:
 
 
 def bound_addresses(line: str) -> list[Bound]:
-    """All addresses in a start line: "127.0.0.1:8080", "[::1]:8080", "unix:/run/x.sock"."""
+    """The addresses of a start line: "127.0.0.1:8080", "[::1]:8080", "unix:/run/x.sock"."""
     found = []
     pattern = r"unix:(/[^\s,\"]+)|\[([0-9a-f:]+)\]:(\d+)|\b(\d+\.\d+\.\d+\.\d+):(\d+)"
     for path, six, six_port, four, four_port in re.findall(pattern, line):
@@ -122,9 +122,10 @@ class Gateway:
 
         def started() -> bool:
             for line in self.err.lines:
-                if "listen" in line and len(found := bound_addresses(line)) >= listeners:
-                    self.bound = found
-            return bool(self.bound)
+                found = re.search(r'listening[":=]+([^"\s]+)', line)
+                if found:
+                    self.bound = bound_addresses(found[1])
+            return len(self.bound) >= listeners
 
         if not self.err.wait(started, START_LIMIT):
             self.process.kill()
