@@ -1,0 +1,319 @@
+"""What every part of a session's life rests on: its state, orders, record, answers and ends.
+
+`asking.py` adds the way to an upstream's answer, `session.py` the requests and the table of all
+transitions. Laws of this file:
+
+- Commands are collected by `order` and given back by `take`; nothing else goes out.
+- What was counted (limits) and begun (an endpoint) is given back by `release`, once.
+- A record is written once; after the last word the connection lingers, so that no RST can
+  destroy that word.
+"""
+
+import enum
+from dataclasses import replace
+
+from gateway import events
+from gateway.errors import Blame, ClientError
+from gateway.events import Accepted, AccessRecord, Command, Event, Side
+from gateway.protocol import http1, websocket
+from gateway.protocol.desk import Desk
+from gateway.protocol.exchange import Exchange, ExchangeState
+from gateway.protocol.pass_on import PassOn
+from gateway.routing import Match
+from gateway.table import Listener, Route, Upstream
+from gateway.upstreams import Endpoint
+
+ANSWER_HEAD_MAX = 32 * 1024    # of an upstream: twice the client's, since Set-Cookie is long
+LINGER = 5.0                   # seconds, where no route's close_timeout applies
+RETRY_AFTER = (b"Retry-After", b"1")
+
+
+class State(enum.Enum):
+    """Where a session is."""
+
+    HEAD = "head"              # a request's head is awaited, or not whole
+    EXCHANGE = "exchange"      # a plain request was answered; its unwanted content is read
+    CONNECTING = "connect"     # a route is chosen, an endpoint is being connected
+    ASKING = "ask"             # the handshake is out, the upstream's answer is awaited
+    PASSING = "pass"           # the upstream's refusal is passed on
+    RELAYING = "relay"         # silent: the engine moves the stream
+    LINGERING = "linger"       # the last word is said; what still comes is thrown away
+    CLOSING = "close"          # closing is ordered
+    OVER = "over"              # the client's link is gone, everything is recorded
+
+
+class RequestInHand:
+    """What a session knows of its request until the relay begins; then it is dropped."""
+
+    __slots__ = (
+        "answers",
+        "early",
+        "early_size",
+        "head",
+        "interim",
+        "key",
+        "match",
+        "passing",
+        "path",
+        "query",
+        "tried",
+        "upstream",
+    )
+
+    def __init__(self, head: http1.Request):
+        self.head = head
+        self.path = ""                           # of the upstream's request-target
+        self.match: Match | None = None
+        self.upstream: Upstream | None = None
+        self.early = [head.rest] if head.rest else []
+        self.early_size = len(head.rest)
+        self.key = b""                           # ours, toward the upstream
+        self.tried: list[Endpoint] = []
+        self.answers = http1.ResponseReader(ANSWER_HEAD_MAX)
+        self.interim = 0
+        self.passing: PassOn | None = None
+
+
+class Life:
+    """The common part of one client connection's life."""
+
+    __slots__ = (
+        "_commands",
+        "accepted",
+        "client",
+        "clogged",
+        "desk",
+        "endpoint",
+        "entered",
+        "exchange",
+        "linger_time",
+        "listener",
+        "log",
+        "now",
+        "number",
+        "phase_at",
+        "phases",
+        "reader",
+        "record",
+        "request",
+        "rest",
+        "state",
+        "upstream_open",
+    )
+
+    def __init__(self, *, number: str, accepted: Accepted, listener: Listener, desk: Desk):
+        self.state = State.HEAD
+        self.number = number
+        self.accepted: Accepted | None = accepted
+        self.listener = listener
+        self.desk = desk
+        self._commands: list[Command] = []
+        self.now = accepted.at
+        self.phase_at = accepted.at              # when the phase under way began
+        self.phases: list[tuple[str, float]] = []
+        self.client = accepted.client           # as believed, once a head is read
+        self.reader: http1.RequestReader | None = http1.RequestReader(listener.max_head)
+        self.request: RequestInHand | None = None
+        self.exchange: Exchange | None = None
+        self.rest = b""                         # of pipelined requests
+        self.clogged = False                    # the client does not take our answers
+        self.endpoint: Endpoint | None = None
+        self.entered: Route | None = None       # counted in the limits
+        self.upstream_open = False
+        self.linger_time = LINGER
+        self.record: AccessRecord | None = self.new_record(accepted.at)
+
+    @property
+    def peer(self) -> events.Address:
+        """The far end of the client's socket; known until the relay begins."""
+        assert self.accepted is not None
+        return self.accepted.client
+
+    # --- Orders and records ------------------------------------------------------------------
+
+    def order(self, command: Command) -> None:
+        """Say a command."""
+        self._commands.append(command)
+
+    def take(self) -> list[Command]:
+        """What was ordered since the last time."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def enter(self, state: State) -> None:
+        """Change the state; the time in the old one goes into the record."""
+        self.phases.append((self.state.value, self.now - self.phase_at))
+        self.phase_at = self.now
+        self.state = state
+
+    def new_record(self, started: float) -> AccessRecord:
+        """What is known of every record from the start."""
+        accepted = self.accepted
+        assert accepted is not None
+        return AccessRecord(
+            session=self.number,
+            client=shown(self.client),
+            peer=shown(accepted.client),
+            listener=str(self.listener.address),
+            started=started,
+        )
+
+    def note(self, **changes: object) -> None:
+        """Fill in parts of the record."""
+        assert self.record is not None
+        self.record = replace(self.record, **changes)  # type: ignore[arg-type]
+
+    def write_record(self, **changes: object) -> None:
+        """Write the record, once."""
+        if self.record is None:
+            return
+        phases = (*self.phases, (self.state.value, self.now - self.phase_at))
+        record = replace(
+            self.record,
+            phase=self.record.phase or self.state.value,
+            ended=self.now,
+            phases=phases,
+            **changes,  # type: ignore[arg-type]
+        )
+        self.record = None
+        self.order(events.Record(record))
+
+    # --- Answers of our own ------------------------------------------------------------------
+
+    def refuse_client(self, error: ClientError) -> None:
+        """Answer with what a check raised."""
+        blame = Blame.GATEWAY if error.status >= 500 and error.status != 505 else Blame.CLIENT
+        self.refuse(error.status, error.detail, blame, error.fields)
+
+    def refuse(
+        self,
+        status: int,
+        sentence: str,
+        blame: Blame,
+        more: tuple[tuple[bytes, bytes], ...] = (),
+        detail: str = "",
+    ) -> None:
+        """Answer with a short sentence. `detail` is for the record, where it says more."""
+        fields, body = http1.refusal(status, sentence, self.number)
+        self.answer(status, [*fields, *more], body, blame, detail or sentence)
+
+    def answer(
+        self,
+        status: int,
+        fields: list[tuple[bytes, bytes]],
+        body: bytes,
+        blame: Blame | None,
+        detail: str,
+    ) -> None:
+        """Answer; a plain exchange keeps the connection, everything else is our last word."""
+        head = self.request.head if self.request is not None else None
+        self.drop_upstream()
+        if head is None or websocket.is_upgrade(head):
+            head_only = head is not None and head.method == b"HEAD"
+            data = http1.build_response(status, fields, body, head_only=head_only)
+            self.order(events.Send(Side.CLIENT, data))
+            self.write_record(status=status, blame=blame, detail=detail)
+            self.linger()
+            return
+        close = self.desk.draining
+        exchange = self.exchange = Exchange(head)
+        self.order(events.Send(Side.CLIENT, exchange.respond(status, fields, body, close=close)))
+        self.write_record(status=status, blame=blame, detail=detail)
+        self.enter(State.EXCHANGE)
+        self.order(events.SetTimer("head", self.now + self.listener.head_timeout))
+        self.look_at_exchange()
+
+    def on_exchange_received(self, event: events.Received) -> None:
+        """Content that nobody wants, or what follows it."""
+        assert self.exchange is not None
+        self.exchange.feed(event.data)
+        self.look_at_exchange()
+
+    def look_at_exchange(self) -> None:
+        """Is the request's content behind us, and may another request follow?"""
+        exchange = self.exchange
+        assert exchange is not None
+        if exchange.state is ExchangeState.READING_BODY:
+            return
+        self.exchange = self.request = None
+        self.order(events.ClearTimer("head"))
+        if exchange.state is ExchangeState.DONE_CLOSE:
+            self.linger()
+            return
+        self.enter(State.HEAD)
+        self.reader = http1.RequestReader(self.listener.max_head)
+        self.rest = exchange.rest
+        if self.rest:
+            # One request a turn: what is queued by then holds the next ones (`Clogged`).
+            self.order(events.Hold(Side.CLIENT))
+            self.order(events.SetTimer("next", self.now))
+        else:
+            self.order(events.SetTimer("idle", self.now + self.listener.keepalive_timeout))
+
+    def on_exchange_cut(self, event: Event) -> None:
+        """The content did not come, or not in time; the answer is out long since."""
+        self.linger()
+
+    # --- Ends --------------------------------------------------------------------------------
+
+    def linger(self) -> None:
+        """Half-close and read on: a close with unread bytes would be an RST that may destroy
+        our last word (RFC 9112 9.6)."""
+        self.release()
+        self.exchange = self.request = self.reader = None
+        for name in ("head", "connect", "answer", "idle", "next"):
+            self.order(events.ClearTimer(name))
+        self.order(events.Finish(Side.CLIENT))
+        self.order(events.Read(Side.CLIENT))
+        self.order(events.SetTimer("linger", self.now + self.linger_time))
+        self.enter(State.LINGERING)
+
+    def on_linger_over(self, event: Event) -> None:
+        """FIN, or the time is up: nothing more will come that matters."""
+        self.close("")
+
+    def close(self, detail: str) -> None:
+        """Close what is open, in order."""
+        self.write_record(blame=Blame.GATEWAY if detail else None, detail=detail)
+        self.drop_upstream()
+        self.release()
+        self.order(events.Close(Side.CLIENT))
+        self.enter(State.CLOSING)
+
+    def abort(self, detail: str, blame: Blame) -> None:
+        """Reset both sides: what was under way must not look whole."""
+        self.write_record(blame=blame, detail=detail)
+        self.drop_upstream()
+        self.release()
+        self.order(events.Reset(Side.CLIENT))
+        self.enter(State.CLOSING)
+
+    def drop_upstream(self) -> None:
+        """Forget the upstream's link, if there is one."""
+        if self.upstream_open and self.state is not State.RELAYING:
+            self.order(events.Reset(Side.UPSTREAM))
+        self.upstream_open = False
+        self.release()
+
+    def release(self) -> None:
+        """Give back what was counted."""
+        if self.endpoint is not None:
+            self.endpoint.ended()
+            self.endpoint = None
+        if self.entered is not None:
+            self.desk.limits.leave(self.entered.name, self.client)
+            self.entered = None
+
+    def on_client_closed(self, event: events.Closed) -> None:
+        """The client's link is gone, whatever the state: nothing more can be said to it."""
+        if self.state not in (State.CLOSING, State.LINGERING):
+            fault = event.fault.value if event.fault else "closed"
+            self.write_record(blame=Blame.CLIENT, detail=f"the client was lost: {fault}")
+        self.drop_upstream()
+        self.exchange = self.request = self.reader = None
+        self.state = State.OVER
+
+
+def shown(address: events.Address) -> str:
+    """An address as records have it: without the port, which says nothing to an operator."""
+    return address.host or "unix"
