@@ -1,0 +1,147 @@
+"""The command line. It reads arguments, says what went wrong in plain sentences, and exits.
+
+    gateway --routes PATH       serve
+    gateway check PATH          is the table right, and what does it come to
+    gateway explain PATH URL    which route takes this request, and why not the others
+
+Exit codes: 0 all is well; 1 the table is refused; 2 wrong usage; 3 an address cannot be bound;
+4 sessions had to be cut; 5 the engine that the table demands cannot run.
+
+What serving needs is imported only when something is served: signals are heard from the first
+line of `main` on, and loading takes longer than a container's patience may be.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from gateway import __version__
+from gateway.errors import GatewayError
+
+TABLE = click.Path(path_type=Path)
+HELP = {"help_option_names": ["-h", "--help"]}
+EPILOG = """\b
+Exit codes:
+  0  ended, and no session was cut
+  1  the route table is refused
+  2  wrong usage
+  3  an address cannot be bound
+  4  ended, and sessions had to be cut
+  5  the engine that the table demands cannot run
+
+\b
+Try it:
+  gateway check routes/demo.toml
+  gateway --routes routes/demo.toml
+"""
+
+
+@click.group(invoke_without_command=True, context_settings=HELP, epilog=EPILOG)
+@click.option(
+    "--routes",
+    type=TABLE,
+    metavar="PATH",
+    help="The route table: a TOML file, or a folder whose *.toml files are read in order.",
+)
+@click.version_option(__version__, prog_name="gateway", message="%(prog)s %(version)s")
+@click.pass_context
+def command(context: click.Context, routes: Path | None) -> None:
+    """An edge gateway for WebSockets.
+
+    With --routes it serves what the route table says, until SIGTERM (sessions are told and may
+    finish, for the table's `drain`) or SIGINT (sessions are told and cut). Access records go to
+    standard output, everything else to standard error.
+    """
+    if context.invoked_subcommand is not None:
+        if routes is not None:
+            raise click.UsageError(
+                f"--routes is for serving; write: gateway {context.invoked_subcommand} PATH"
+            )
+        return
+    if routes is None:
+        raise click.UsageError("The route table is missing: gateway --routes PATH")
+    from gateway.control.serving import serve  # noqa: PLC0415 - see the module's docstring
+
+    context.exit(serve(routes))
+
+
+@command.command(short_help="Check a route table, and print what it comes to.")
+@click.argument("path", type=TABLE)
+def check(path: Path) -> None:
+    """Check the route table at PATH, and print it with all defaults filled in.
+
+    Nothing is bound, resolved or connected: whether a table is right does not depend on the
+    machine. What is right but looks like a slip is said on standard error.
+    """
+    from gateway.control import config  # noqa: PLC0415 - see the module's docstring
+
+    table, warnings = config.check(path)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(config.render(table), nl=False)
+
+
+@command.command(short_help="Say which route takes a request, and why not the others.")
+@click.argument("path", type=TABLE)
+@click.argument("url")
+@click.option(
+    "--header", "headers", multiple=True, metavar="NAME:VALUE",
+    help="A field of the request; may be repeated.",
+)
+@click.option("--origin", metavar="ORIGIN", help="The Origin that a browser would send.")
+@click.option(
+    "--subprotocol", "subprotocols", multiple=True, metavar="NAME",
+    help="A subprotocol that the client offers; may be repeated.",
+)
+def explain(
+    path: Path,
+    url: str,
+    headers: tuple[str, ...],
+    origin: str | None,
+    subprotocols: tuple[str, ...],
+) -> None:
+    """Say which route of the table at PATH takes a request for URL, and why the others do not.
+
+    URL is ws://host/path?query, or a path alone. Nothing is sent anywhere.
+    """
+    from gateway.control import config  # noqa: PLC0415 - see the module's docstring
+    from gateway.control.explain import explain as explained  # noqa: PLC0415 - likewise
+
+    table = config.load(path)
+    try:
+        text = explained(table, url, headers, origin, subprotocols)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(text, nl=False)
+
+
+def main() -> None:
+    """The entry of the `gateway` command; always ends the process."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    _fill_standard_descriptors()
+    try:
+        command.main(prog_name="gateway")
+    except GatewayError as error:
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Before anything is served a signal simply ends us: nobody loses anything."""
+    sys.exit(0)
+
+
+def _fill_standard_descriptors() -> None:
+    """Where we were started without 0, 1 or 2, a socket would get that number, and whatever is
+    printed would go to a client."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free: this one

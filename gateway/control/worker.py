@@ -1,0 +1,518 @@
+"""The worker: carries events one way and commands the other, and nothing else.
+
+It is the only file that knows an engine and sessions both. An engine speaks of links; a session
+speaks of its two sides; the worker has the map between them. It decides nothing about protocol.
+
+Laws of this file:
+
+- Events are handed on from `deliver` alone, one after another; no session is entered from inside
+  another, nor from inside a verb.
+- What a link says after its session has forgotten it (`Reset` of the upstream, a failed connect)
+  reaches nobody. What a session orders for a link that is gone is dropped: the event that says so
+  has been or will be delivered.
+- A session that raises has a bug. It is ended loudly: the traceback goes to the log under its id,
+  both links are reset, what it was counted for is given back. The others go on.
+- A signal is an event like all others: its handler writes one byte into a socketpair, whose other
+  end is a link of the engine.
+- A drain ends when every session has; at the latest when `drain` is over, and the rest is cut and
+  counted.
+"""
+
+import base64
+import contextlib
+import secrets
+import signal
+import socket
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+from gateway import events
+from gateway.control.listening import Bound
+from gateway.control.report import Report
+from gateway.engine.contract import Engine
+from gateway.errors import Fault, fault_of
+from gateway.events import Accepted, Command, Event, Link, Side
+from gateway.protocol.desk import Desk
+from gateway.protocol.echo import EchoEndpoint
+from gateway.protocol.life import State
+from gateway.protocol.session import Session
+from gateway.table import Listener
+
+FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried again
+CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
+SAY_AGAIN = 10.0              # seconds between two warnings of one kind: trouble comes in floods
+EXIT_CUT = 4                  # exit code where a session had to be cut
+
+# Names of timers that are the worker's own. Sessions use words without a space.
+_PAIRED = "pair connected"
+_UNPAIRED = "pair failed"
+_DRAIN = "drain"
+_CUT = "cut"
+_FLUSH = "flush"
+
+
+class _Machine(Protocol):
+    """What has links and answers events with commands: a session, or a built-in endpoint."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to come: forget it."""
+
+    def handle(self, side: Side, event: Event, /) -> list[Command]:
+        """One event of one of its links."""
+
+
+class _Echo:
+    """A built-in echo endpoint. It is at the far end of a pair, which is its client's link."""
+
+    __slots__ = ("endpoint", "over")
+
+    def __init__(self) -> None:
+        self.endpoint = EchoEndpoint()
+        self.over = False
+
+    def handle(self, _side: Side, event: Event, /) -> list[Command]:
+        """All its events are of its one link; with that link's end it is over."""
+        self.over = type(event) is events.Closed
+        return self.endpoint.handle(event)
+
+
+class _Party:
+    """A machine with the links that are its own now."""
+
+    __slots__ = ("client", "listener", "machine", "name", "unpaired", "upstream")
+
+    def __init__(self, machine: _Machine, client: Link, name: str) -> None:
+        self.machine = machine
+        self.name = name
+        self.client: Link | None = client
+        self.upstream: Link | None = None
+        self.unpaired: Fault | None = None  # why a pair could not be made; told in the next batch
+
+
+@dataclass(slots=True)
+class Counts:
+    """What one worker has seen."""
+
+    accepted: int = 0
+    refused: int = 0                    # cut at accept: far more connections than sessions
+    crashed: int = 0                    # sessions that raised
+    cut: int = 0                        # sessions that a drain or SIGINT had to cut
+
+
+SessionMaker = Callable[..., Session]   # with the keywords of Session.__init__
+
+
+class Worker:
+    """One engine and its sessions. `run` drives it until a signal ends it.
+
+    `desk` is what the sessions share; `bound` the sockets to listen on, which the engine takes;
+    `make_session` is for tests.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        desk: Desk,
+        report: Report,
+        bound: Iterable[Bound] = (),
+        make_session: SessionMaker = Session,
+    ) -> None:
+        self.counts = Counts()
+        self._engine = engine
+        self._desk = desk
+        self._report = report
+        self._bound = list(bound)
+        self._make_session = make_session
+        self._listeners: dict[int, Listener] = {}
+        self._clients: dict[Link, _Party] = {}    # by the client's link; echo endpoints, too
+        self._upstreams: dict[Link, _Party] = {}
+        self._sessions: dict[_Party, Session] = {}
+        self._name = base64.b32encode(secrets.token_bytes(5)).decode().lower()
+        self._ending = False            # a drain has begun
+        self._killed = False
+        self._stopped = False
+        self._flushing = False          # the timer for the log is set
+        self._said: dict[str, float] = {}
+        self._paused: set[int] = set()  # listeners whose pause was said
+        self._bell, self._bell_end = socket.socketpair()
+        self._bell.setblocking(False)
+        self._signals: Link = -1        # the link at the other end of the bell
+        self._execute_one: dict[type[Command], Callable[[_Party, Any], None]] = {
+            events.Connect: self._connect,
+            events.Read: self._read,
+            events.Hold: self._hold,
+            events.Send: self._send,
+            events.Relay: self._relay,
+            events.End: self._end,
+            events.Finish: self._finish,
+            events.Close: self._close,
+            events.Reset: self._reset,
+            events.SetTimer: self._set_timer,
+            events.ClearTimer: self._clear_timer,
+            events.Record: self._record,
+        }
+
+    # --- Life -------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT. Returns the exit code: 0, or 4 if sessions were cut.
+
+        Must be called in the main thread, which is the one that gets signals.
+        """
+        self.start()
+        try:
+            with self._watch_signals():
+                self._engine.run(self.deliver)
+        finally:
+            self._bell.close()
+        return EXIT_CUT if self.counts.cut else 0
+
+    def start(self) -> None:
+        """Listen. Events are expected from here on."""
+        self._signals = self._engine.adopt(self._bell_end)
+        self._engine.read(self._signals)
+        for each in self._bound:
+            self._listeners[self._engine.listen(each.socket)] = each.listener
+
+    @contextlib.contextmanager
+    def _watch_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ring the bell, as long as this lasts."""
+        before = [(n, signal.signal(n, self._ring)) for n in (signal.SIGTERM, signal.SIGINT)]
+        try:
+            yield
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+
+    def _ring(self, number: int, _frame: FrameType | None) -> None:
+        """Say in the next batch that a signal came. A full bell has been rung enough."""
+        with contextlib.suppress(BlockingIOError):
+            self._bell.send(bytes([number]))
+
+    # --- Events -----------------------------------------------------------------------------
+
+    def deliver(self, batch: list[Event]) -> None:
+        """Hand on what the engine reports, then put out what was said about it."""
+        for event in batch:
+            self._deliver_one(event)
+        if self._ending and not self._sessions:
+            self._stop()
+        self._flush()
+
+    def _deliver_one(self, event: Event) -> None:
+        party = self._clients.get(event.link)
+        if party is not None:
+            self._client_event(party, event)
+            return
+        party = self._upstreams.get(event.link)
+        if party is not None:
+            self._upstream_event(party, event)
+        elif event.link == self._signals:
+            self._own_event(event)
+        elif isinstance(event, Accepted):
+            self._admit(event)
+        elif isinstance(event, events.AcceptPaused):
+            self._accept_paused(event)
+        elif isinstance(event, events.AcceptResumed):
+            self._accept_resumed(event)
+        # Else it is of a link that was forgotten.
+
+    def _client_event(self, party: _Party, event: Event) -> None:
+        if isinstance(event, events.TimedOut) and event.name == _UNPAIRED:
+            fault, party.unpaired = party.unpaired, None
+            assert fault is not None
+            failed = events.ConnectFailed(event.at, event.link, fault)
+            self._hand(party, Side.UPSTREAM, failed)
+            return
+        if isinstance(event, events.Closed):
+            self._forget_client(party)
+        self._hand(party, Side.CLIENT, event)
+
+    def _upstream_event(self, party: _Party, event: Event) -> None:
+        if isinstance(event, events.TimedOut):
+            assert event.name == _PAIRED
+            event = events.Connected(event.at, event.link)
+        elif isinstance(event, events.ConnectFailed | events.Closed):
+            # A link that never came to be is forgotten at once: the session may order another
+            # before this one's Closed arrives.
+            self._forget_upstream(party)
+        self._hand(party, Side.UPSTREAM, event)
+
+    def _hand(self, party: _Party, side: Side, event: Event) -> None:
+        """Hand an event to a machine and do what it says."""
+        try:
+            self._execute(party, party.machine.handle(side, event))
+            assert party.machine.over or party.client is not None, "alive without its client"
+        except Exception:  # noqa: BLE001 - whatever it is, it is the bug of this machine alone
+            self._crashed(party, event.at)
+        if party.machine.over:
+            self._part(party)
+
+    def _tell(self, party: _Party, order: Callable[[float], list[Command]], at: float) -> None:
+        """Have a session do something that no event of its links asks for."""
+        try:
+            self._execute(party, order(at))
+        except Exception:  # noqa: BLE001 - as above
+            self._crashed(party, at)
+        if party.machine.over:
+            self._part(party)
+
+    def _part(self, party: _Party) -> None:
+        """A machine that is over is forgotten, and an upstream that it left open is closed."""
+        self._sessions.pop(party, None)
+        if party.upstream is not None:
+            self._engine.close(party.upstream)
+            self._forget_upstream(party)
+
+    def _crashed(self, party: _Party, at: float) -> None:
+        """End a machine that raised: it is told of its client's end, and of nothing else."""
+        self.counts.crashed += 1
+        self._report.error(traceback.format_exc(), session=party.name)
+        session = self._sessions.pop(party, None)
+        if party.upstream is not None:
+            self._engine.reset(party.upstream)
+            self._forget_upstream(party)
+        if party.client is not None:
+            self._engine.reset(party.client)
+            self._forget_client(party)
+        if session is None:
+            return
+        try:
+            # It gives back what it was counted for, and has a record to write.
+            for command in session.handle(Side.CLIENT, events.Closed(at, -1, Fault.OTHER)):
+                if isinstance(command, events.Record):
+                    self._record(party, command)
+        except Exception:  # noqa: BLE001 - nothing more can be done for it
+            self._report.error(traceback.format_exc(), session=party.name)
+
+    def _forget_client(self, party: _Party) -> None:
+        """The client's link is gone, or what it still says must reach nobody."""
+        assert party.client is not None
+        del self._clients[party.client]
+        party.client = None
+        if not isinstance(party.machine, _Echo):
+            self._desk.limits.closed()
+
+    def _forget_upstream(self, party: _Party) -> None:
+        """The upstream's link is gone, or what it still says must reach nobody."""
+        if party.upstream is not None:
+            del self._upstreams[party.upstream]
+        party.upstream = None
+
+    # --- Admission --------------------------------------------------------------------------
+
+    def _admit(self, event: Accepted) -> None:
+        """A client came: it gets a session. Above the limits the session itself refuses."""
+        self.counts.accepted += 1
+        if not self._desk.limits.opened():
+            self.counts.refused += 1
+            self._engine.reset(event.link)
+            self._warn_rarely(
+                event.at, "connections are cut at accept: far more than max_sessions are open",
+                connections=self._desk.limits.connections, cut=self.counts.refused,
+            )
+            return
+        name = f"{self._name}-{self.counts.accepted}"
+        session = self._make_session(
+            number=name, accepted=event, listener=self._listeners[event.listener], desk=self._desk
+        )
+        party = _Party(session, event.link, name)
+        self._clients[event.link] = party
+        self._sessions[party] = session
+        self._tell(party, lambda _: session.start(), event.at)
+        if self._ending and party in self._sessions:
+            self._tell(party, session.kill if self._killed else session.drain, event.at)
+
+    def _accept_paused(self, event: events.AcceptPaused) -> None:
+        said = self._warn_rarely(
+            event.at, f"accepting is paused: {event.fault.value}; clients wait in the backlog",
+            listener=str(self._listeners[event.link].address),
+        )
+        if said:
+            self._paused.add(event.link)
+
+    def _accept_resumed(self, event: events.AcceptResumed) -> None:
+        """Said only where the pause was said."""
+        if event.link in self._paused:
+            self._paused.remove(event.link)
+            listener = str(self._listeners[event.link].address)
+            self._report.warning("accepting is resumed", listener=listener)
+
+    def _warn_rarely(self, at: float, message: str, **fields: str | int) -> bool:
+        """Warn, unless the same was said a moment ago; True if it was said."""
+        if at - self._said.get(message, -SAY_AGAIN) < SAY_AGAIN:
+            return False
+        self._said[message] = at
+        self._report.warning(message, **fields)
+        return True
+
+    # --- Ends -------------------------------------------------------------------------------
+
+    def _own_event(self, event: Event) -> None:
+        """Of the bell's link: signals, and the worker's own timers."""
+        if isinstance(event, events.Received):
+            for number in event.data:
+                if number == signal.SIGTERM and not self._ending:
+                    self._drain(event.at)
+                else:
+                    self._kill(event.at, signal.Signals(number).name)
+        elif isinstance(event, events.TimedOut):
+            if event.name == _DRAIN:
+                self._kill(event.at, "the drain's time is over")
+            elif event.name == _CUT:
+                self._stop()
+            elif event.name == _FLUSH:
+                self._flushing = False
+
+    def _drain(self, at: float) -> None:
+        """Accept nothing more; every session finishes, within `drain` seconds."""
+        self._end_accepting()
+        seconds = self._desk.table.gateway.drain
+        self._report.info("draining", sessions=len(self._sessions), seconds=seconds)
+        self._engine.set_timer(self._signals, _DRAIN, at + seconds)
+        for party, session in list(self._sessions.items()):
+            self._tell(party, session.drain, at)
+
+    def _kill(self, at: float, why: str) -> None:
+        """Cut what is there; those that had something to lose are counted."""
+        if self._killed:
+            return
+        self._end_accepting()
+        self._killed = True
+        self._engine.clear_timer(self._signals, _DRAIN)
+        self._engine.set_timer(self._signals, _CUT, at + CUT_LIMIT)
+        cut = 0
+        for party, session in list(self._sessions.items()):
+            cut += session.state not in (State.LINGERING, State.CLOSING)
+            self._tell(party, session.kill, at)
+        self.counts.cut += cut
+        if cut:
+            self._report.warning(f"cutting sessions: {why}", sessions=cut)
+
+    def _end_accepting(self) -> None:
+        """No new client from here on; sessions that ask are told that we are going away."""
+        self._ending = True
+        self._desk.draining = True
+        for listener in self._listeners:
+            self._engine.unlisten(listener)
+
+    def _stop(self) -> None:
+        """All is over."""
+        if not self._stopped:
+            self._stopped = True
+            self._report.info("ended", accepted=self.counts.accepted, cut=self.counts.cut)
+            self._engine.stop()
+
+    def _flush(self) -> None:
+        """Put out what was said; where a reader is slow, come back soon."""
+        self._report.flush()
+        if self._report.waiting and not self._flushing and not self._stopped:
+            self._flushing = True
+            self._engine.set_timer(self._signals, _FLUSH, self._engine.now() + FLUSH_RETRY)
+
+    # --- Commands ---------------------------------------------------------------------------
+
+    def _execute(self, party: _Party, commands: list[Command]) -> None:
+        """Do what a machine says, in its order."""
+        for command in commands:
+            self._execute_one[type(command)](party, command)
+
+    def _connect(self, party: _Party, command: events.Connect) -> None:
+        assert party.upstream is None, "a second upstream link"
+        if party.client is None:
+            return
+        if command.address.builtin:
+            assert command.address.builtin == "echo"
+            self._connect_echo(party, party.client)
+            return
+        party.upstream = self._engine.connect(command.address)
+        self._upstreams[party.upstream] = party
+
+    def _connect_echo(self, party: _Party, client: Link) -> None:
+        """Put an echo endpoint at the far end of a pair. Its outcome comes in the next batch, by
+        a timer that is due at once: a session is never entered from inside."""
+        now = self._engine.now()
+        try:
+            near, far = self._engine.pair()
+        except OSError as error:
+            party.unpaired = fault_of(error.errno or 0)
+            self._engine.set_timer(client, _UNPAIRED, now)
+            return
+        party.upstream = near
+        self._upstreams[near] = party
+        self._engine.set_timer(near, _PAIRED, now)
+        echo = _Echo()
+        far_party = _Party(echo, far, f"{party.name} echo")
+        self._clients[far] = far_party
+        self._tell(far_party, lambda _: echo.endpoint.start(), now)
+
+    def _link(self, party: _Party, side: Side) -> Link | None:
+        """The link of this side, or None where it is gone."""
+        return party.client if side is Side.CLIENT else party.upstream
+
+    def _read(self, party: _Party, command: events.Read) -> None:
+        link = self._link(party, command.side)
+        if link is not None:
+            self._engine.read(link)
+
+    def _hold(self, party: _Party, command: events.Hold) -> None:
+        link = self._link(party, command.side)
+        if link is not None:
+            self._engine.hold(link)
+
+    def _send(self, party: _Party, command: events.Send) -> None:
+        link = self._link(party, command.side)
+        if link is not None:
+            self._engine.send(link, command.data)
+
+    def _relay(self, party: _Party, command: events.Relay) -> None:
+        if party.client is not None and party.upstream is not None:
+            self._engine.relay(
+                party.client,
+                party.upstream,
+                command.rules,
+                command.from_client,
+                command.from_upstream,
+            )
+
+    def _end(self, party: _Party, command: events.End) -> None:
+        if party.client is not None:
+            self._engine.end(party.client, command.cause)
+
+    def _finish(self, party: _Party, command: events.Finish) -> None:
+        link = self._link(party, command.side)
+        if link is not None:
+            self._engine.finish(link)
+
+    def _close(self, party: _Party, command: events.Close) -> None:
+        link = self._link(party, command.side)
+        if link is not None:
+            self._engine.close(link)
+
+    def _reset(self, party: _Party, command: events.Reset) -> None:
+        """The client's link is heard until its `Closed`; the upstream's is forgotten at once."""
+        if command.side is Side.CLIENT:
+            if party.client is not None:
+                self._engine.reset(party.client)
+            return
+        if party.upstream is not None:
+            self._engine.reset(party.upstream)
+            self._forget_upstream(party)
+        if party.unpaired is not None and party.client is not None:
+            party.unpaired = None
+            self._engine.clear_timer(party.client, _UNPAIRED)
+
+    def _set_timer(self, party: _Party, command: events.SetTimer) -> None:
+        if party.client is not None:
+            self._engine.set_timer(party.client, command.name, command.at)
+
+    def _clear_timer(self, party: _Party, command: events.ClearTimer) -> None:
+        if party.client is not None:
+            self._engine.clear_timer(party.client, command.name)
+
+    def _record(self, _party: _Party, command: events.Record) -> None:
+        self._report.access(command.record)

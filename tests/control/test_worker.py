@@ -1,0 +1,696 @@
+"""The worker between a scripted engine and scripted sessions: who gets which event, which verb is
+called for which command, admission, bugs, drains and signals."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from gateway import events
+from gateway.control import worker as module
+from gateway.control.listening import Bound
+from gateway.control.report import Report
+from gateway.control.worker import Worker
+from gateway.engine.contract import Deliver, Stats
+from gateway.errors import Fault
+from gateway.events import (
+    Accepted,
+    AccessRecord,
+    Address,
+    Cause,
+    Command,
+    Event,
+    LegCounts,
+    Link,
+    RelayRules,
+    Side,
+)
+from gateway.limits import SPARE_CONNECTIONS, Limits
+from gateway.protocol.desk import Desk
+from gateway.protocol.life import State
+from gateway.protocol.session import Session
+from gateway.routing import RouteTable
+from gateway.table import GatewaySettings, Listener, Table
+
+CLIENT = Address(host="192.0.2.1", port=5000)
+LOCAL = Address(host="127.0.0.1", port=8080)
+UPSTREAM = Address(host="10.0.0.1", port=9000)
+ECHO = Address(builtin="echo")
+
+
+class ScriptedEngine:
+    """Notes every verb; events are delivered by the test."""
+
+    name = "scripted"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.time = 100.0
+        self.pair_error: OSError | None = None
+        self.deliver_when_run: Callable[[Deliver], None] = lambda _: None
+        self._number = 0
+
+    def _new(self) -> int:
+        self._number += 1
+        return self._number
+
+    def now(self) -> float:
+        return self.time
+
+    def listen(self, listening: socket.socket) -> int:
+        listening.close()
+        return self._new()
+
+    def unlisten(self, listener: int) -> None:
+        self.calls.append(("unlisten", listener))
+
+    def adopt(self, inherited: socket.socket) -> Link:
+        self.adopted = inherited
+        return self._new()
+
+    def pair(self) -> tuple[Link, Link]:
+        if self.pair_error:
+            raise self.pair_error
+        made = self._new(), self._new()
+        self.calls.append(("pair", *made))
+        return made
+
+    def connect(self, address: Address) -> Link:
+        link = self._new()
+        self.calls.append(("connect", link, address))
+        return link
+
+    def read(self, link: Link) -> None:
+        self.calls.append(("read", link))
+
+    def hold(self, link: Link) -> None:
+        self.calls.append(("hold", link))
+
+    def send(self, link: Link, data: bytes) -> None:
+        self.calls.append(("send", link, data))
+
+    def finish(self, link: Link) -> None:
+        self.calls.append(("finish", link))
+
+    def close(self, link: Link) -> None:
+        self.calls.append(("close", link))
+
+    def reset(self, link: Link) -> None:
+        self.calls.append(("reset", link))
+
+    def relay(
+        self,
+        client: Link,
+        upstream: Link,
+        rules: RelayRules,
+        from_client: bytes = b"",
+        from_upstream: bytes = b"",
+    ) -> None:
+        self.calls.append(("relay", client, upstream, from_client, from_upstream))
+
+    def end(self, client: Link, cause: Cause) -> None:
+        self.calls.append(("end", client, cause))
+
+    def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
+        return None
+
+    def set_timer(self, link: Link, name: str, at: float) -> None:
+        self.calls.append(("set_timer", link, name, at))
+
+    def clear_timer(self, link: Link, name: str) -> None:
+        self.calls.append(("clear_timer", link, name))
+
+    def run(self, deliver: Deliver) -> None:
+        self.deliver_when_run(deliver)
+
+    def stop(self) -> None:
+        self.calls.append(("stop",))
+
+    def stats(self) -> Stats:
+        return Stats()
+
+
+class ScriptedSession:
+    """Answers events, by side and type, with the commands that the test wrote down."""
+
+    def __init__(self, *, number: str, accepted: Accepted, listener: Listener, desk: Desk) -> None:
+        self.number = number
+        self.listener = listener
+        self.seen: list[tuple[Side, Event]] = []
+        self.script: dict[tuple[Side, type[Event]], list[Command]] = {}
+        self.state = State.RELAYING
+        self.over = False
+        self.started: list[Command] = [events.Read(Side.CLIENT)]
+        self.on_drain: list[Command] = [events.End(Cause.DRAIN)]
+        self.on_kill: list[Command] = [events.Reset(Side.CLIENT)]
+        self.bug: type[Event] | None = None
+
+    def start(self) -> list[Command]:
+        return self.started
+
+    def handle(self, side: Side, event: Event) -> list[Command]:
+        self.seen.append((side, event))
+        if self.bug is type(event):
+            self.bug = None
+            raise RuntimeError("a bug\nof two lines")
+        if isinstance(event, events.Closed) and side is Side.CLIENT:
+            self.over = True
+        return self.script.get((side, type(event)), [])
+
+    def drain(self, now: float) -> list[Command]:
+        self.drained = now
+        return self.on_drain
+
+    def kill(self, now: float) -> list[Command]:
+        self.killed = now
+        return self.on_kill
+
+    def types(self, side: Side) -> list[type[Event]]:
+        return [type(event) for seen, event in self.seen if seen is side]
+
+
+class Stage:
+    """A worker with its scripted surroundings."""
+
+    def __init__(self, *, max_sessions: int = 10, drain: float = 30.0) -> None:
+        self.engine = ScriptedEngine()
+        self.sessions: list[ScriptedSession] = []
+        self.listener = Listener(address=LOCAL)
+        self.table = Table(gateway=GatewaySettings(drain=drain), listeners=(self.listener,))
+        self.desk = Desk(
+            table=self.table, routes=RouteTable(()), pools={}, limits=Limits(max_sessions),
+            random_bytes=os.urandom,
+        )
+        self.out, self._out = os.pipe()
+        self.err, self._err = os.pipe()
+        for descriptor in (self.out, self.err):
+            os.set_blocking(descriptor, False)
+        self.report = Report(output=self._out, errors=self._err)
+        bound = Bound(self.listener, socket.socket(), LOCAL)
+        self.worker = Worker(
+            self.engine, self.desk, self.report, [bound],
+            make_session=cast("Callable[..., Session]", self._make),
+        )
+        self.prepare: Callable[[ScriptedSession], None] = lambda _: None
+
+    def _make(self, **arguments: Any) -> ScriptedSession:
+        session = ScriptedSession(**arguments)
+        self.sessions.append(session)
+        self.prepare(session)
+        return session
+
+    def start(self) -> None:
+        self.worker.start()
+        self.bell, self.listening = 1, 2
+        self.engine.calls.clear()
+
+    def deliver(self, *batch: Event) -> list[tuple[Any, ...]]:
+        """The verbs that this batch led to."""
+        self.engine.calls.clear()
+        self.worker.deliver(list(batch))
+        return list(self.engine.calls)
+
+    def accept(self, at: float = 100.0) -> tuple[Link, ScriptedSession]:
+        link = self.engine._new()
+        self.deliver(Accepted(at, link, self.listening, CLIENT, LOCAL))
+        return link, self.sessions[-1]
+
+    def connect(self, link: Link, session: ScriptedSession) -> Link:
+        """Have the session connect an upstream."""
+        calls = self.order(link, session, events.Connect(UPSTREAM))
+        assert calls[0][0] == "connect"
+        upstream: Link = calls[0][1]
+        return upstream
+
+    def order(
+        self, link: Link, session: ScriptedSession, *commands: Command
+    ) -> list[tuple[Any, ...]]:
+        """Have the session give these commands."""
+        session.script[(Side.CLIENT, events.Cleared)] = list(commands)
+        return self.deliver(events.Cleared(self.engine.time, link))
+
+    def signalled(self, number: int, at: float = 100.0) -> list[tuple[Any, ...]]:
+        return self.deliver(events.Received(at, self.bell, bytes([number])))
+
+    def said(self) -> str:
+        self.report.flush()
+        try:
+            return os.read(self.err, 1 << 20).decode()
+        except BlockingIOError:
+            return ""
+
+    def recorded(self) -> str:
+        self.report.flush()
+        try:
+            return os.read(self.out, 1 << 20).decode()
+        except BlockingIOError:
+            return ""
+
+    def close(self) -> None:
+        self.report.close()
+        self.worker._bell.close()
+        self.worker._bell_end.close()
+        for descriptor in (self.out, self._out, self.err, self._err):
+            os.close(descriptor)
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    made.start()
+    yield made
+    made.close()
+
+
+def record(session: str = "s") -> AccessRecord:
+    return AccessRecord(session=session, client="c", peer="p", listener="l")
+
+
+# --- Events and commands ----------------------------------------------------------------------
+
+
+def test_an_accepted_client_gets_a_session(stage: Stage) -> None:
+    """It knows its listener, has an id of its own, and its first commands are done."""
+    link, session = stage.accept()
+    assert stage.engine.calls == [("read", link)]
+    assert session.listener is stage.listener
+    _, second = stage.accept()
+    assert session.number != second.number
+    prefix, _, count = second.number.rpartition("-")
+    assert session.number.startswith(prefix)
+    assert (len(prefix), count) == (8, "2")
+    assert stage.desk.limits.connections == 2
+
+
+def test_each_side_gets_its_events_in_order(stage: Stage) -> None:
+    link, session = stage.accept()
+    upstream = stage.connect(link, session)
+    stage.deliver(
+        events.Connected(1.0, upstream),
+        events.Received(1.0, link, b"a"),
+        events.Received(1.0, upstream, b"b"),
+        events.TimedOut(1.0, link, "head"),
+        events.Finished(1.0, upstream),
+    )
+    assert [(side, type(event)) for side, event in session.seen[1:]] == [
+        (Side.UPSTREAM, events.Connected),
+        (Side.CLIENT, events.Received),
+        (Side.UPSTREAM, events.Received),
+        (Side.CLIENT, events.TimedOut),
+        (Side.UPSTREAM, events.Finished),
+    ]
+
+
+def test_every_command_is_its_verb(stage: Stage) -> None:
+    link, session = stage.accept()
+    up = stage.connect(link, session)
+    rules = RelayRules()
+    expected: list[tuple[Command, tuple[Any, ...]]] = [
+        (events.Read(Side.UPSTREAM), ("read", up)),
+        (events.Hold(Side.CLIENT), ("hold", link)),
+        (events.Send(Side.CLIENT, b"x"), ("send", link, b"x")),
+        (events.Send(Side.UPSTREAM, b"y"), ("send", up, b"y")),
+        (events.Relay(rules, b"c", b"u"), ("relay", link, up, b"c", b"u")),
+        (events.End(Cause.KILLED), ("end", link, Cause.KILLED)),
+        (events.Finish(Side.UPSTREAM), ("finish", up)),
+        (events.Close(Side.CLIENT), ("close", link)),
+        (events.Close(Side.UPSTREAM), ("close", up)),
+        (events.SetTimer("head", 7.0), ("set_timer", link, "head", 7.0)),
+        (events.ClearTimer("head"), ("clear_timer", link, "head")),
+        (events.Reset(Side.CLIENT), ("reset", link)),
+        (events.Reset(Side.UPSTREAM), ("reset", up)),
+    ]
+    calls = stage.order(link, session, *(command for command, _ in expected))
+    assert calls == [call for _, call in expected]
+    known = {command for command in vars(events).values()
+             if isinstance(command, type) and issubclass(command, Command)}
+    tested = {type(command) for command, _ in expected}
+    assert known - tested == {Command, events.Connect, events.Record}, "a command has no test"
+
+
+def test_a_record_is_written(stage: Stage) -> None:
+    link, session = stage.accept()
+    stage.order(link, session, events.Record(record("abc-1")))
+    assert "session=abc-1" in stage.recorded()
+
+
+def test_after_reset_the_old_upstream_reaches_nobody_and_another_may_follow(stage: Stage) -> None:
+    link, session = stage.accept()
+    first = stage.connect(link, session)
+    calls = stage.order(link, session, events.Reset(Side.UPSTREAM), events.Connect(UPSTREAM))
+    second = calls[1][1]
+    assert calls == [("reset", first), ("connect", second, UPSTREAM)]
+    stage.deliver(
+        events.Received(1.0, first, b"late"),
+        events.Closed(1.0, first, None),
+        events.Connected(1.0, second),
+    )
+    assert session.types(Side.UPSTREAM) == [events.Connected]
+
+
+def test_a_failed_connect_is_followed_by_another_in_the_same_batch(stage: Stage) -> None:
+    """The Closed of the link that never came to be must not end the next one."""
+    link, session = stage.accept()
+    first = stage.connect(link, session)
+    session.script[(Side.UPSTREAM, events.ConnectFailed)] = [events.Connect(UPSTREAM)]
+    calls = stage.deliver(
+        events.ConnectFailed(1.0, first, Fault.REFUSED), events.Closed(1.0, first, Fault.REFUSED)
+    )
+    assert [call[0] for call in calls] == ["connect"]
+    assert session.types(Side.UPSTREAM) == [events.ConnectFailed]
+    stage.deliver(events.Connected(1.0, calls[0][1]))
+    assert session.types(Side.UPSTREAM) == [events.ConnectFailed, events.Connected]
+
+
+def test_commands_for_links_that_are_gone_are_dropped(stage: Stage) -> None:
+    link, session = stage.accept()
+    up = stage.connect(link, session)
+    gone = [
+        events.Send(Side.UPSTREAM, b"x"), events.Read(Side.UPSTREAM), events.Hold(Side.UPSTREAM),
+        events.Finish(Side.UPSTREAM), events.Close(Side.UPSTREAM), events.Reset(Side.UPSTREAM),
+        events.Relay(RelayRules()),
+    ]
+    session.script[(Side.UPSTREAM, events.Closed)] = list(gone)
+    assert stage.deliver(events.Closed(1.0, up, Fault.RESET)) == []
+    session.script[(Side.CLIENT, events.Closed)] = [
+        events.Connect(UPSTREAM), events.Send(Side.CLIENT, b"x"), events.SetTimer("a", 1.0),
+        events.ClearTimer("a"), events.Reset(Side.CLIENT), events.End(Cause.DRAIN),
+    ]
+    assert stage.deliver(events.Closed(1.0, link, None)) == []
+
+
+def test_a_session_that_is_over_is_forgotten(stage: Stage) -> None:
+    """With everything that was kept for it; an upstream that it left open is closed."""
+    link, session = stage.accept()
+    up = stage.connect(link, session)
+    assert stage.deliver(events.Closed(1.0, link, None)) == [("close", up)]
+    stage.deliver(events.Received(1.0, up, b"late"), events.Closed(1.0, up, None))
+    assert session.types(Side.UPSTREAM) == []
+    worker = stage.worker
+    assert (worker._clients, worker._upstreams, worker._sessions) == ({}, {}, {})
+    assert stage.desk.limits.connections == 0
+
+
+def test_events_of_strangers_reach_nobody(stage: Stage) -> None:
+    stage.accept()
+    assert stage.deliver(events.Received(1.0, 999, b"x"), events.Closed(1.0, 999, None)) == []
+
+
+# --- The built-in echo ------------------------------------------------------------------------
+
+
+def test_echo_is_connected_in_the_next_batch(stage: Stage) -> None:
+    """A session must never be entered from inside its own command."""
+    link, session = stage.accept()
+    calls = stage.order(link, session, events.Connect(ECHO))
+    pair = next(call for call in calls if call[0] == "pair")
+    near, far = pair[1:]
+    timer = next(call for call in calls if call[0] == "set_timer")
+    assert timer[1] == near
+    assert timer[3] <= stage.engine.time
+    assert session.types(Side.UPSTREAM) == []
+    stage.deliver(events.TimedOut(1.0, near, timer[2]))
+    assert session.types(Side.UPSTREAM) == [events.Connected]
+    assert ("read", far) in calls, "the endpoint at the far end reads"
+
+
+def test_echo_ends_with_its_link(stage: Stage) -> None:
+    link, session = stage.accept()
+    calls = stage.order(link, session, events.Connect(ECHO))
+    near, far = next(call for call in calls if call[0] == "pair")[1:]
+    stage.deliver(events.Closed(1.0, link, None))
+    stage.deliver(events.Closed(1.0, near, None), events.Closed(1.0, far, Fault.RESET))
+    assert (stage.worker._clients, stage.worker._upstreams) == ({}, {})
+
+
+def test_no_descriptor_for_a_pair_is_a_failed_connect(stage: Stage) -> None:
+    stage.engine.pair_error = OSError(24, "Too many open files")
+    link, session = stage.accept()
+    calls = stage.order(link, session, events.Connect(ECHO))
+    assert [call[:2] for call in calls] == [("set_timer", link)]
+    stage.deliver(events.TimedOut(1.0, link, calls[0][2]))
+    assert session.types(Side.CLIENT) == [events.Cleared]
+    failed = session.seen[-1]
+    assert failed[0] is Side.UPSTREAM
+    assert isinstance(failed[1], events.ConnectFailed)
+    assert failed[1].fault is Fault.NO_DESCRIPTORS
+
+
+def test_a_failed_pair_is_forgotten_with_a_reset(stage: Stage) -> None:
+    stage.engine.pair_error = OSError(24, "Too many open files")
+    link, session = stage.accept()
+    timer = stage.order(link, session, events.Connect(ECHO))[0]
+    calls = stage.order(link, session, events.Reset(Side.UPSTREAM))
+    assert calls == [("clear_timer", link, timer[2])]
+
+
+# --- Bugs -------------------------------------------------------------------------------------
+
+
+def test_a_session_that_raises_ends_loudly_and_alone(stage: Stage) -> None:
+    link, session = stage.accept()
+    other_link, other = stage.accept()
+    up = stage.connect(link, session)
+    session.bug = events.Received
+    session.script[(Side.CLIENT, events.Closed)] = [
+        events.Record(record(session.number)), events.Close(Side.CLIENT),
+    ]
+    calls = stage.deliver(
+        events.Received(1.0, link, b"x"),
+        events.Received(1.0, other_link, b"y"),
+        events.Received(1.0, up, b"late"),
+        events.Closed(1.0, link, None),
+        events.Closed(1.0, up, None),
+    )
+    assert calls == [("reset", up), ("reset", link)]
+    said = stage.said()
+    assert "RuntimeError: a bug" in said
+    assert all(f"session={session.number}" in line for line in said.splitlines())
+    assert f"session={session.number}" in stage.recorded(), "its record is written all the same"
+    assert session.types(Side.CLIENT)[1:] == [events.Received, events.Closed]
+    assert other.types(Side.CLIENT) == [events.Received]
+    assert stage.worker.counts.crashed == 1
+    assert stage.desk.limits.connections == 1
+
+
+def test_an_impossible_command_is_a_bug_of_the_session(stage: Stage) -> None:
+    """A second upstream link would leave the first one without an owner."""
+    link, session = stage.accept()
+    up = stage.connect(link, session)
+    calls = stage.order(link, session, events.Connect(UPSTREAM))
+    assert calls == [("reset", up), ("reset", link)]
+    assert "a second upstream link" in stage.said()
+
+
+def test_a_session_that_outlives_its_client_is_a_bug(stage: Stage) -> None:
+    link, session = stage.accept()
+
+    def stay(side: Side, event: Event) -> list[Command]:
+        return []
+
+    session.handle = stay  # type: ignore[method-assign]
+    stage.deliver(events.Closed(1.0, link, None))
+    assert "alive without its client" in stage.said()
+    assert stage.worker._sessions == {}
+
+
+def test_a_bug_while_starting_and_draining(stage: Stage) -> None:
+    def raising(*_: object) -> list[Command]:
+        raise RuntimeError("early")
+
+    stage.prepare = lambda session: setattr(session, "start", raising)
+    link, _ = stage.accept()
+    assert ("reset", link) in stage.engine.calls
+    stage.prepare = lambda session: setattr(session, "drain", raising)
+    second, _ = stage.accept()
+    calls = stage.signalled(signal.SIGTERM)
+    assert ("reset", second) in calls
+    assert calls[-1] == ("stop",), "nobody is left"
+    assert stage.worker.counts.crashed == 2
+    assert stage.desk.limits.connections == 0
+
+
+def test_a_bug_of_a_bug_is_told_too(stage: Stage) -> None:
+    link, session = stage.accept()
+
+    def raising(side: Side, event: Event) -> list[Command]:
+        raise RuntimeError(type(event).__name__)
+
+    session.handle = raising  # type: ignore[method-assign]
+    stage.deliver(events.Received(1.0, link, b"x"))
+    said = stage.said()
+    assert "RuntimeError: Received" in said
+    assert "RuntimeError: Closed" in said
+
+
+# --- Admission --------------------------------------------------------------------------------
+
+
+def test_far_too_many_connections_are_cut_at_accept() -> None:
+    """Up to the limit and some more they get a session, which can refuse; then they are cut."""
+    stage = Stage(max_sessions=1)
+    stage.start()
+    for _ in range(1 + SPARE_CONNECTIONS):
+        stage.accept()
+    calls = stage.deliver(
+        Accepted(100.0, 5000, stage.listening, CLIENT, LOCAL),
+        Accepted(101.0, 5001, stage.listening, CLIENT, LOCAL),
+    )
+    assert calls == [("reset", 5000), ("reset", 5001)]
+    assert stage.worker.counts.refused == 2
+    assert stage.said().count("connections are cut") == 1, "a flood is not logged line by line"
+    stage.deliver(events.Closed(101.0, 5000, None))
+    assert stage.desk.limits.connections == 1 + SPARE_CONNECTIONS
+    stage.close()
+
+
+def test_paused_accepting_is_said_and_not_too_often(stage: Stage) -> None:
+    paused = events.AcceptPaused(100.0, stage.listening, Fault.NO_DESCRIPTORS)
+    resumed = events.AcceptResumed(100.5, stage.listening)
+    again = events.AcceptPaused(101.0, stage.listening, Fault.NO_DESCRIPTORS)
+    later = events.AcceptPaused(120.0, stage.listening, Fault.NO_DESCRIPTORS)
+    stage.deliver(paused, resumed, again, resumed, later)
+    lines = stage.said().splitlines()
+    assert len(lines) == 3
+    assert "warning accepting is paused: no free file descriptor" in lines[0]
+    assert "listener=127.0.0.1:8080" in lines[0]
+    assert "accepting is resumed" in lines[1]
+
+
+# --- Drain and kill ---------------------------------------------------------------------------
+
+
+def test_sigterm_drains_and_ends_when_all_are_over() -> None:
+    stage = Stage(drain=7.0)
+    stage.start()
+    link, session = stage.accept()
+    calls = stage.signalled(signal.SIGTERM, at=200.0)
+    assert calls == [
+        ("unlisten", stage.listening), ("set_timer", stage.bell, "drain", 207.0),
+        ("end", link, Cause.DRAIN),
+    ]
+    assert session.drained == 200.0
+    assert stage.desk.draining
+    assert stage.deliver(events.Closed(201.0, link, None)) == [("stop",)]
+    assert stage.worker.counts.cut == 0
+    assert "draining sessions=1 seconds=7.0" in stage.said()
+    stage.close()
+
+
+def test_sigterm_with_nobody_there_stops_at_once(stage: Stage) -> None:
+    assert stage.signalled(signal.SIGTERM)[-1] == ("stop",)
+    assert ("stop",) not in stage.signalled(signal.SIGTERM), "and once"
+
+
+def test_the_end_of_the_drain_cuts_and_counts(stage: Stage) -> None:
+    """Those that have already had their last word are no loss."""
+    link, session = stage.accept()
+    lingering, told = stage.accept()
+    told.state = State.LINGERING
+    stage.signalled(signal.SIGTERM, at=100.0)
+    calls = stage.deliver(events.TimedOut(130.0, stage.bell, "drain"))
+    assert ("reset", link) in calls
+    assert ("reset", lingering) in calls
+    assert (session.killed, told.killed) == (130.0, 130.0)
+    assert stage.worker.counts.cut == 1
+    assert ("stop",) not in calls, "links still close"
+    calls = stage.deliver(
+        events.Closed(130.0, link, None), events.Closed(130.0, lingering, None)
+    )
+    assert calls == [("stop",)]
+
+
+def test_links_that_do_not_close_do_not_keep_us(stage: Stage) -> None:
+    stage.accept()
+    calls = stage.signalled(signal.SIGINT, at=100.0)
+    assert ("set_timer", stage.bell, "cut", 101.0) in calls
+    assert stage.deliver(events.TimedOut(101.0, stage.bell, "cut")) == [("stop",)]
+
+
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]]
+)
+def test_sigint_or_a_second_sigterm_kills(stage: Stage, signals: list[int]) -> None:
+    link, session = stage.accept()
+    for number in signals:
+        stage.signalled(number, at=100.0)
+    assert session.killed == 100.0
+    assert stage.worker.counts.cut == 1
+    assert ("reset", link) in stage.engine.calls
+    assert stage.signalled(signal.SIGINT) == [], "once is enough"
+
+
+def test_who_comes_while_draining_is_drained_too(stage: Stage) -> None:
+    """It was accepted in the same batch as the signal."""
+    stage.accept()
+    stage.prepare = lambda session: setattr(session, "on_drain", [events.Close(Side.CLIENT)])
+    calls = stage.deliver(
+        events.Received(100.0, stage.bell, bytes([signal.SIGTERM])),
+        Accepted(100.0, 77, stage.listening, CLIENT, LOCAL),
+    )
+    assert calls[-2:] == [("read", 77), ("close", 77)]
+
+
+# --- The log ----------------------------------------------------------------------------------
+
+
+def test_a_slow_reader_of_the_log_is_tried_again_by_a_timer(stage: Stage) -> None:
+    """An idle gateway has no other event that would put the rest out."""
+    link, session = stage.accept()
+    many = [events.Record(record("x" * 1000))] * 200
+    calls = stage.order(link, session, *many)
+    timers = [call for call in calls if call[0] == "set_timer"]
+    assert timers == [("set_timer", stage.bell, "flush", stage.engine.time + 0.1)]
+    assert stage.deliver(events.Cleared(1.0, 999)) == [], "one timer at a time"
+    stage.recorded()
+    written = len(stage.recorded())
+    while stage.deliver(events.TimedOut(1.0, stage.bell, "flush")):
+        written += len(stage.recorded())
+    assert not stage.report.waiting
+
+
+# --- Signals and the whole run ----------------------------------------------------------------
+
+
+def test_signals_ring_the_bell_and_handlers_are_put_back() -> None:
+    """A real SIGTERM becomes a byte at the other end of the bell's link."""
+    stage = Stage()
+    before = signal.getsignal(signal.SIGTERM)
+    rung: list[bytes] = []
+
+    def drive(deliver: Deliver) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        rung.append(stage.engine.adopted.recv(10))
+
+    stage.engine.deliver_when_run = drive
+    assert threading.current_thread() is threading.main_thread()
+    assert stage.worker.run() == 0
+    assert rung == [bytes([signal.SIGTERM, signal.SIGINT])]
+    assert signal.getsignal(signal.SIGTERM) is before
+    stage.close()
+
+
+def test_the_exit_code_tells_of_cut_sessions() -> None:
+    stage = Stage()
+
+    def drive(deliver: Deliver) -> None:
+        deliver([Accepted(100.0, 50, 2, CLIENT, LOCAL)])
+        deliver([events.Received(100.0, 1, bytes([signal.SIGINT]))])
+        deliver([events.Closed(100.0, 50, None)])
+
+    stage.engine.deliver_when_run = drive
+    assert stage.worker.run() == module.EXIT_CUT == 4
+    assert stage.engine.calls[-1] == ("stop",)
+    stage.close()
+
+
+def test_a_bell_that_nobody_hears_does_not_block(stage: Stage) -> None:
+    """Thousands of signals while a batch is under way fill the socketpair, no more."""
+    for _ in range(20_000):
+        stage.worker._ring(signal.SIGTERM, None)
+    assert stage.engine.adopted.recv(1) == bytes([signal.SIGTERM])
