@@ -65,7 +65,8 @@ def upstream_request(
         (b"Sec-WebSocket-Version", VERSION),
     ]
     for offer in request.get_all(b"sec-websocket-protocol"):
-        fields.append((b"Sec-WebSocket-Protocol", offer))
+        if offer:  # some clients send an empty list
+            fields.append((b"Sec-WebSocket-Protocol", offer))
     extensions = passed_extensions(request)
     if extensions:
         fields.append((b"Sec-WebSocket-Extensions", extensions))

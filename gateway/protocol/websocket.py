@@ -125,11 +125,8 @@ def check_offers(request: Request) -> None:
 def offered_subprotocols(request: Request) -> list[str]:
     """What the client offers, in its order of preference. Raises ClientError (400): "MUST be
     non-empty strings ... and MUST all be unique strings" (RFC 6455 4.1)."""
-    values = request.get_all(b"sec-websocket-protocol")
-    offers = parse_list(values)
-    if (values and not offers) or not all(map(is_token, offers)) or (
-        len(set(offers)) != len(offers)
-    ):
+    offers = parse_list(request.get_all(b"sec-websocket-protocol"))
+    if not all(map(is_token, offers)) or len(set(offers)) != len(offers):
         raise ClientError(400, "Sec-WebSocket-Protocol is malformed.")
     return [offer.decode("ascii") for offer in offers]
 
@@ -151,12 +148,10 @@ class Extension:
     text: bytes                                     # as sent
 
 
-def parse_extensions(values: Sequence[bytes]) -> list[Extension]:
-    """The extension-list of all fields (RFC 6455 9.1). Raises ValueError for what is none."""
-    found = [extension for value in values for extension in _parse_extension_list(value)]
-    if values and not found:
-        raise ValueError("an empty list of extensions")
-    return found
+def parse_extensions(values: Iterable[bytes]) -> list[Extension]:
+    """The extension-list of all fields (RFC 6455 9.1); an empty one is none, since some clients
+    write that. Raises ValueError for what is no list."""
+    return [extension for value in values for extension in _parse_extension_list(value)]
 
 
 def offered_extensions(request: Request) -> list[Extension]:
@@ -175,11 +170,11 @@ def passed_extensions(request: Request) -> bytes:
 
 def is_deflate_answer(answer: Extension, offers: Iterable[Extension]) -> bool:
     """Whether this accepts one of the offers as RFC 7692 has it."""
-    agreed = _deflate_parameters(answer, in_offer=False)
+    agreed = deflate_parameters(answer, in_offer=False)
     if agreed is None:
         return False
     for offer in offers:
-        wanted = _deflate_parameters(offer, in_offer=True)
+        wanted = deflate_parameters(offer, in_offer=True)
         if wanted is not None and _accepts(agreed, wanted):
             return True
     return False
@@ -303,7 +298,7 @@ def _parameter_value(token: bytes | None, quoted: bytes | None) -> str | None:
     return None if token is None else token.decode("ascii")
 
 
-def _deflate_parameters(extension: Extension, *, in_offer: bool) -> dict[str, str | None] | None:
+def deflate_parameters(extension: Extension, *, in_offer: bool) -> dict[str, str | None] | None:
     """The parameters of a sound permessage-deflate (RFC 7692 7.1), or None if it is not sound:
     another name, an unknown parameter, one twice, a wrong value."""
     if extension.name != DEFLATE:
@@ -351,13 +346,12 @@ def _chosen_subprotocol(response: Response, request: Request) -> str:
 
 
 def _chosen_extension(response: Response, request: Request) -> bytes:
-    values = response.get_all(b"sec-websocket-extensions")
-    if not values:
-        return b""
     try:
-        chosen = parse_extensions(values)
+        chosen = parse_extensions(response.get_all(b"sec-websocket-extensions"))
     except ValueError:
         raise UpstreamError(502, "upstream's Sec-WebSocket-Extensions is malformed") from None
+    if not chosen:
+        return b""
     if len(chosen) != 1 or not is_deflate_answer(chosen[0], offered_extensions(request)):
         raise UpstreamError(502, "upstream chose an extension that was not offered")
     return chosen[0].text
