@@ -1,0 +1,1 @@
+"""The other proxies, a file each: configuration, version, command. See `base.py`."""
