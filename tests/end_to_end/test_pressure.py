@@ -1,0 +1,190 @@
+"""Back-pressure crosses the gateway: a reader that stalls stops the sender, and costs no memory."""
+
+import hashlib
+import random
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from end_to_end.kit import Gateway, Starter, head, open_raw, open_ws, route
+from end_to_end.wire import BINARY, PING, Upstream, Wire, frame, upgrade
+
+MEBIBYTE = 1024 * 1024
+GROWTH = 4 * MEBIBYTE  # that the process may grow by: queues, and what Python does as it goes
+FLOOD = 48 * MEBIBYTE  # more than all kernel buffers on the way hold
+CLIENT, SERVICE = "client", "service"
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Upstream]:
+    """An upstream whose connections have small kernel buffers."""
+    with Upstream() as listening:
+        listening.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        listening.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def gateway(start_shared: Starter, narrow: Upstream) -> Gateway:
+    """Routes on which nothing times out."""
+    calm = 'write_timeout = "off"', 'heartbeat = "off"'
+    return start_shared(
+        head()
+        + route("ws", narrow.url("ws"), *calm)
+        + route("raw", narrow.url("tcp"), *calm)
+        + route("echo", "builtin:echo", *calm)
+    )
+
+
+class Flood:
+    """A thread that sends a known stream of frames as fast as it is let."""
+
+    def __init__(self, wire: Wire, *, masked: bool, raw: bool = False) -> None:
+        seed = random.randrange(1 << 32)
+        print("seed", seed)
+        self.piece = random.Random(seed).randbytes(MEBIBYTE)
+        self.digest = hashlib.sha256()
+        self.sent = 0
+        self._wire = wire
+        self._frame = self.piece if raw else frame(BINARY, self.piece, masked=masked)
+        self._thread = threading.Thread(target=self._send)
+        self._thread.start()
+
+    def _send(self) -> None:
+        for _ in range(FLOOD // MEBIBYTE):
+            view = memoryview(self._frame)
+            while view:
+                try:
+                    count = self._wire.socket.send(view)
+                except TimeoutError:
+                    continue
+                except OSError:
+                    return
+                self.sent += count
+                view = view[count:]
+
+    def wait_stalled(self) -> int:
+        """Wait until nothing moves for a while; the bytes that were sent by then."""
+        seen = -1
+        while seen != self.sent:
+            seen = self.sent
+            self._thread.join(0.4)
+        return seen
+
+    def join(self) -> None:
+        """Wait for the end."""
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+def read_payload(wire: Wire, size: int) -> str:
+    """The digest of so many payload bytes of frames, which are forgotten as they are read."""
+    digest = hashlib.sha256()
+    while size:
+        got = wire.read_frame()
+        digest.update(got.payload)
+        size -= len(got.payload)
+        del wire.received[: wire.parsed]
+        wire.parsed = 0
+    return digest.hexdigest()
+
+
+def expected(piece: bytes) -> str:
+    """The digest of the whole flood's payload."""
+    digest = hashlib.sha256()
+    for _ in range(FLOOD // MEBIBYTE):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("stalled", [CLIENT, SERVICE])
+def test_stalled_reader(gateway: Gateway, narrow: Upstream, stalled: str) -> None:
+    """The sender stops, memory stays, and when the reader goes on all of it comes, in order."""
+    before = gateway.memory()
+    client, service = open_ws(gateway, narrow)
+    with client, service:
+        reader, sender = (client, service) if stalled == CLIENT else (service, client)
+        flood = Flood(sender, masked=stalled == SERVICE)
+        assert flood.wait_stalled() < FLOOD, "the flood did not stall"
+        grown = gateway.memory() - before
+        assert grown < GROWTH, f"grew by {grown} bytes"
+        # The other direction is free meanwhile.
+        reader.send(frame(BINARY, b"still here", masked=stalled == CLIENT))
+        assert sender.read_frame().payload == b"still here"
+        assert read_payload(reader, FLOOD) == expected(flood.piece)
+        flood.join()
+    assert gateway.memory() - before < 2 * GROWTH
+
+
+@pytest.mark.parametrize("stalled", [CLIENT, SERVICE])
+def test_stalled_raw_reader(gateway: Gateway, narrow: Upstream, stalled: str) -> None:
+    """The same where frames become bytes."""
+    before = gateway.memory()
+    client, service = open_raw(gateway, narrow)
+    with client, service:
+        if stalled == CLIENT:
+            flood = Flood(service, masked=False, raw=True)
+        else:
+            flood = Flood(client, masked=True)
+        assert flood.wait_stalled() < FLOOD, "the flood did not stall"
+        grown = gateway.memory() - before
+        assert grown < GROWTH, f"grew by {grown} bytes"
+        if stalled == CLIENT:
+            assert read_payload(client, FLOOD) == expected(flood.piece)
+        else:
+            digest = hashlib.sha256()
+            left = FLOOD
+            while left:
+                data = service.socket.recv(min(left, 262144))
+                digest.update(data)
+                left -= len(data)
+            assert digest.hexdigest() == expected(flood.piece)
+        flood.join()
+
+
+def test_echo_that_nobody_reads(gateway: Gateway) -> None:
+    """The built-in echo takes no more than it can give back."""
+    before = gateway.memory()
+    with gateway.connect() as client:
+        client.send(upgrade("/echo"))
+        assert client.read_head().status == 101
+        flood = Flood(client, masked=True)
+        assert flood.wait_stalled() < FLOOD, "the flood did not stall"
+        assert gateway.memory() - before < GROWTH
+        assert read_payload(client, FLOOD) == expected(flood.piece)
+        flood.join()
+
+
+def test_pings_that_nobody_takes_the_answers_of(gateway: Gateway, narrow: Upstream) -> None:
+    """A flood of pings toward a raw upstream, whose pongs are not read, grows nothing."""
+    before = gateway.memory()
+    client, service = open_raw(gateway, narrow)
+    with client, service:
+        pings = frame(PING, b"x" * 125) * (FLOOD // 131)
+        client.socket.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            client.socket.sendall(pings)
+        assert gateway.memory() - before < GROWTH
+        client.reset()
+        assert service.end() == "reset"
+
+
+def test_memory_comes_back(gateway: Gateway) -> None:
+    """Three hundred sessions come and go, a few times; the process does not grow with each."""
+    def crowd() -> None:
+        clients = [gateway.connect() for _ in range(300)]
+        for client in clients:
+            client.send(upgrade("/echo") + frame(BINARY, bytes(1000)))
+        for client in clients:
+            assert client.read_head().status == 101
+            assert len(client.read_frame().payload) == 1000
+        for client in clients:
+            client.reset()
+
+    crowd()
+    before = gateway.memory()
+    for _ in range(3):
+        crowd()
+    assert gateway.memory() - before < GROWTH
