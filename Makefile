@@ -17,6 +17,7 @@ help:            ## this list
 		printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 demo: ready      ## run the gateway on routes/demo.toml, http://127.0.0.1:8080
+	@echo "Open http://127.0.0.1:8080/ in a browser; Ctrl and C ends it."
 	@exec $(PY) -m gateway --routes routes/demo.toml
 
 test: check      ## everything: ruff, mypy, all tests
