@@ -22,7 +22,8 @@ that was begun included; a FIFO may get a new reader, so later lines are tried.
 **It cannot be made to lie.** Nothing that a client sent leaves without being escaped: a value in a
 text line is bare only if it has no space, quote, backslash, `=` or unprintable character.
 
-Text is `time kind key=value ...`, without what is empty. JSON is one object a line, ASCII:
+Text is `time kind key=value ...`, without what is empty or counts nothing. JSON is one object a
+line, ASCII:
 
 - `"type": "access"`, one for each session or plain exchange; every key is always there:
   `time` (RFC 3339, UTC, of the end), `session`, `client`, `peer`, `listener`, `method`, `host`,
@@ -322,7 +323,7 @@ def _json_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
 
 
 def _text_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
-    """`time kind key=value ...`; what is empty or zero, and a leg that saw nothing, is left out."""
+    """`time kind key=value ...`, without what is empty, and without counters of a leg at zero."""
     words = [time_text, kind]
     for key, value in fields.items():
         if isinstance(value, Mapping):
@@ -331,7 +332,7 @@ def _text_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
                 for inner, part in value.items()
                 if part or (part is not None and key == "phases_ms")
             ]
-        elif value or key == "duration_ms":
+        elif value or value == 0:
             words.append(f"{key}={quoted(str(value))}")
     return " ".join(words).encode("utf-8", "backslashreplace") + b"\n"
 

@@ -196,7 +196,7 @@ def test_a_refused_exchange_is_short() -> None:
 
 def test_log_lines() -> None:
     _, err = lines_of("text", lambda r: r.warning("name does not resolve", name="db x", tries=0))
-    assert err == '2026-01-01T12:00:00.123Z warning name does not resolve name="db x"\n'
+    assert err == '2026-01-01T12:00:00.123Z warning name does not resolve name="db x" tries=0\n'
     _, err = lines_of("json", lambda r: r.info("serving", pid=4))
     assert json.loads(err) == {
         "type": "log", "time": "2026-01-01T12:00:00.123Z", "level": "info", "message": "serving",
