@@ -25,7 +25,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Protocol
 
@@ -176,7 +176,9 @@ class Worker:
         self._signals = self._engine.adopt(self._bell_end)
         self._engine.read(self._signals)
         for each in self._bound:
-            self._listeners[self._engine.listen(each.socket)] = each.listener
+            # Records name the address as it really is, where the table says port 0.
+            listener = replace(each.listener, address=each.address)
+            self._listeners[self._engine.listen(each.socket)] = listener
 
     @contextlib.contextmanager
     def _watch_signals(self) -> Iterator[None]:
