@@ -31,6 +31,7 @@ from gateway.control.config_schema import (
     Mistakes,
     Place,
     Section,
+    home_of,
 )
 from gateway.control.config_values import described, name
 from gateway.errors import TableError
@@ -87,6 +88,7 @@ class _Draft:
         self._upstream_places: dict[str, Place] = {}
         self._routes: list[Route] = []
         self._listens = False            # something that should be a listener was written
+        self._misshapen: set[str] = set()  # tables that are none, so that what they lack is moot
         self._used: set[str] = set()
 
     # --- What the files say ---
@@ -119,20 +121,20 @@ class _Draft:
     def _check_top(self, key: str, value: object, document: _Document) -> None:
         place = document.place.key(key)
         if key not in _TOP:
-            remedy = self._mistakes.nearest(key, _TOP)
-            if not remedy and key in GATEWAY.keys.keys() | ROUTE.keys.keys():
-                remedy = "it belongs under a heading such as [gateway] or [[route]]"
-            self._mistakes.add(place, "an unknown table" if isinstance(value, dict | list)
-                             else "an unknown key", "gateway, listener, defaults, route, upstream",
-                             remedy)
-        elif _TOP[key]:
-            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-                self._mistakes.add(place, described(value), f"tables under [[{key}]]",
-                                 f"write the heading [[{key}]] with two brackets")
-        elif not isinstance(value, dict):
+            remedy = home_of(key) or self._mistakes.nearest(key, _TOP)
+            found = "an unknown table" if isinstance(value, dict) else "an unknown key"
+            self._mistakes.add(place, found, "gateway, listener, defaults, route, upstream", remedy)
+            return
+        if not _TOP[key]:
+            right = isinstance(value, dict)
             title = "[upstream.NAME]" if key == "upstream" else f"[{key}]"
-            self._mistakes.add(place, described(value), f"a table under {title}",
-                             f"write the heading {title}")
+        else:
+            right = isinstance(value, list) and all(isinstance(one, dict) for one in value)
+            title = f"[[{key}]]"
+        if not right:
+            self._misshapen.add(key)
+            self._mistakes.add(place, described(value), f"tables under {title}" if _TOP[key]
+                               else f"a table under {title}", f"write the heading {title}")
 
     def _once(
         self, document: _Document, key: str, section: Section, before: Written | None
@@ -143,7 +145,7 @@ class _Draft:
             return None
         place = document.table(f"[{key}]")
         if before is not None:
-            self._mistakes.add(place, "it again", f"one [{key}] in all files",
+            self._mistakes.add(place, "a second one", f"one [{key}] in all files",
                              f"{before.place.text} is there already; move the keys there")
         values = section.read(written, place, self._mistakes)
         return Written(place, document.folder, frozenset(written), values) if not before else None
@@ -159,8 +161,8 @@ class _Draft:
         if "address" not in values:
             return
         if "mode" in written and not values["address"].path:
-            self._mistakes.add(place.key("mode"), f"it for {values['address']}",
-                             "it for a Unix socket only", "remove it")
+            self._mistakes.add(place.key("mode"), f"the key for {values['address']}",
+                             "it for a Unix socket alone", "remove it")
         self._add_listener(values, place.key("address"), document)
 
     def _add_listener(
@@ -229,10 +231,11 @@ class _Draft:
 
     def check_whole(self, place: Place, *, complete: bool) -> None:
         """Refuse a table that could not serve anybody."""
-        if complete and not self._listeners and not self._listens:
+        listens = self._listens or self._misshapen & {"gateway", "listener"}
+        if complete and not listens:
             self._mistakes.add(place, "no listener", "at least one",
                              'write listen = ["0.0.0.0:8080"] under [gateway]')
-        if complete and not self._written_routes:
+        if complete and not self._written_routes and "route" not in self._misshapen:
             self._mistakes.add(place, "no route", "at least one",
                              "write a [[route]] with a name and an upstream")
 
@@ -318,7 +321,6 @@ def _tables(value: object) -> list[dict[str, object]]:
 
 def _is_name(value: object) -> bool:
     try:
-        name(value, "")
+        return isinstance(value, str) and bool(name(value, ""))
     except TableError:
         return False
-    return True

@@ -106,6 +106,7 @@ def upstream_url(value: object, place: str) -> Url:
     text = string(value, place, _URL)
     scheme, colon, tail = text.partition(":")
     scheme = scheme.lower()
+    _refuse_user(text, place)
     family, _, transport = scheme.partition("+")
     if family in NOT_BUILT and transport in ("", "unix"):
         raise TableError(place, quoted(text), _URL, f'the scheme "{scheme}" is not built yet')
@@ -201,6 +202,8 @@ def send_host(value: object, place: str) -> str:
     text = string(value, place, expected)
     if text == "upstream":
         return text
+    if "/" in text:
+        raise TableError(place, quoted(text), expected, "write host and port alone")
     _authority(text, text, place, expected)
     return text
 
@@ -235,13 +238,17 @@ def _url_path(family: str, path: str, text: str, place: str) -> str:
     return path
 
 
+def _refuse_user(text: str, place: str) -> None:
+    """Before anything else, since no message may quote a password."""
+    if "@" in (text.partition("://")[2] or text).partition("/")[0]:
+        remedy = "remove user and password: set_fields can send an Authorization"
+        raise TableError(place, "a user in the URL", _URL, remedy)
+
+
 def _refuse_extras(tail: str, text: str, place: str) -> None:
     if "?" in tail or "#" in tail:
         remedy = "remove query and fragment: the client's query goes up"
         raise TableError(place, quoted(text), _URL, remedy)
-    if "@" in tail.removeprefix("//").partition("/")[0] and tail.startswith("//"):
-        remedy = "remove user and password: set_fields can send an Authorization"
-        raise TableError(place, "a user in the URL", _URL, remedy)  # not quoted: it is a secret
 
 
 def _authority(
@@ -251,6 +258,8 @@ def _authority(
     if authority.startswith("["):
         host, bracket, port = authority.partition("]")
         host += bracket
+    elif authority.count(":") > 1:
+        raise TableError(place, quoted(text), expected, _host_remedy(authority))
     else:
         host, colon, port = authority.partition(":")
         port = colon + port

@@ -61,8 +61,8 @@ def build_upstream(
     before = len(mistakes)
     balance = values.get("balance", "least-connections")
     if "hash_on" in values and balance != "hash":
-        mistakes.add(place.key("hash_on"), f"it with the balance {quoted(balance)}",
-                   'it with balance = "hash" only', 'write balance = "hash", or remove it')
+        mistakes.add(place.key("hash_on"), f"the key with the balance {quoted(balance)}",
+                   'it with balance = "hash" alone', 'write balance = "hash", or remove it')
     if "endpoints" not in values:
         return None
     endpoints: tuple[Endpoint, ...] = values["endpoints"]
@@ -135,6 +135,13 @@ class RouteBuilder:
         fields = {BECOMES.get(key, key): value for key, value in values.items()}
         return Route(place=written.place.text, **fields)
 
+    def _at(self, place: Place, key: str, own: Mapping[str, Any]) -> Place:
+        """The key's place; the words say so where it is not the route's own."""
+        where = place.key(key)
+        if key in own or key not in self._default_keys:
+            return where
+        return Place(where.file, f"{where.text} from [defaults]")
+
     def _check_name(self, name: str, written: Written, place: Place) -> None:
         other = self._names.setdefault(name, written.place.text)
         if other != written.place.text:
@@ -170,7 +177,7 @@ class RouteBuilder:
             if key not in keys:
                 continue
             if key in own:
-                self._mistakes.add(place.key(key), f"it on a route to {quoted(upstream.name)}",
+                self._mistakes.add(place.key(key), f"the key on a route to {quoted(upstream.name)}",
                                  f"no {key} there", f"remove it: {why}")
             del values[key]
 
@@ -179,17 +186,17 @@ class RouteBuilder:
     ) -> None:
         mistakes = self._mistakes
         if values.get("rewrite") and upstream.own_path:
-            mistakes.add(_at(place, "rewrite", own),
-                       f"it with an upstream that has the path {quoted(upstream.path)}",
+            mistakes.add(self._at(place, "rewrite", own),
+                       f"the key with an upstream that has the path {quoted(upstream.path)}",
                        "one of both", "remove the path from the URL, or the rewrite")
         if values.get("send_host") == "upstream" and any(e.unix for e in upstream.entries):
-            mistakes.add(_at(place, "send_host", own), '"upstream" with a Unix socket',
+            mistakes.add(self._at(place, "send_host", own), '"upstream" with a Unix socket',
                        "a host, which a socket has not", "write the one that the service expects")
         kind, _, name = upstream.hash_on.partition(":")
         if kind == "path":
             path = values.get("path", "/*")
             if name not in dict(parse_path(path).names):
-                mistakes.add(_at(place, "path", own), quoted(path),
+                mistakes.add(self._at(place, "path", own), quoted(path),
                            f'a segment "{{{name}}}", by which the upstream {quoted(upstream.name)} '
                            "hashes", "name the segment, or change hash_on")
 
@@ -201,7 +208,7 @@ class RouteBuilder:
         for key, other, saying in _NEEDS:
             if values.get(other, getattr(plain, other)) == 0 and key in values:
                 if key in own:
-                    mistakes.add(place.key(key), f"it while {saying}", f"no {key} then",
+                    mistakes.add(place.key(key), f"the key while {saying}", f"no {key} then",
                                f"set {other}, or remove {key}")
                 del values[key]
         if values.get("idle_timeout") and values.get("heartbeat", plain.heartbeat):
@@ -211,7 +218,7 @@ class RouteBuilder:
         removed = set(values.get("remove_fields", ()))
         for field, _ in values.get("set_fields", ()):
             if field.lower() in removed:
-                mistakes.add(_at(place, "remove_fields", own), quoted(field),
+                mistakes.add(self._at(place, "remove_fields", own), quoted(field),
                            "no field that set_fields has",
                            "remove it here: what is set replaces what was sent")
 
@@ -224,7 +231,7 @@ class RouteBuilder:
             return
         try:
             check_rewrite(rewrite, parse_path(values.get("path", "/*")),
-                          _at(place, "rewrite", own).text)
+                          self._at(place, "rewrite", own).text)
         except TableError as error:
             self._mistakes.take(place, error)
 
@@ -270,14 +277,8 @@ def _in_folder(url: Url, folder: Path, place: Place, mistakes: Mistakes) -> Url:
     return url
 
 
-def _at(place: Place, key: str, own: Mapping[str, Any]) -> Place:
-    """The key's place; the words say so where the route does not have it itself."""
-    where = place.key(key)
-    return where if key in own else Place(where.file, f"{where.text} (by default)")
-
-
 def _refuse_idle(place: Place, mistakes: Mistakes) -> None:
-    mistakes.add(place.key("idle_timeout"), "it while heartbeat is on",
+    mistakes.add(place.key("idle_timeout"), "the key while heartbeat is on",
                "one of both: answered pings are signs of life, so nothing is ever idle",
                'write heartbeat = "off" as well, or remove it')
 

@@ -99,11 +99,8 @@ class Section:
         if key in self.not_built:
             mistakes.add(place.key(key), "a key that is not built yet", expected, "remove it")
             return
-        remedy = mistakes.nearest(key, self.keys)
-        if not remedy:
-            homes = [section.title for section in SECTIONS if key in section.keys]
-            remedy = f"it belongs into {' or '.join(homes)}" if homes else (
-                f"the keys are {', '.join(self.keys)}")
+        remedy = home_of(key) or mistakes.nearest(key, self.keys) or (
+            f"the keys are {', '.join(self.keys)}")
         mistakes.add(place.key(key), "an unknown key", expected, remedy)
 
 
@@ -113,6 +110,9 @@ class Endpoint:
 
     url: Url
     weight: int = field(default=1, compare=False)
+
+    def __str__(self) -> str:
+        return self.url.text
 
 
 def _endpoint(value: object, place: str) -> Endpoint:
@@ -270,4 +270,10 @@ UPSTREAM = Section(
     frozenset({"resolve", "source_addresses", "tls"}),
 )
 
-SECTIONS = (GATEWAY, LISTENER, ROUTE, DEFAULTS, UPSTREAM)
+_SECTIONS = (GATEWAY, LISTENER, ROUTE, DEFAULTS, UPSTREAM)
+
+
+def home_of(key: str) -> str:
+    """A remedy for a key that is in the wrong table, or nothing where no table has it."""
+    homes = [section.title for section in _SECTIONS if key in section.keys]
+    return f"it belongs under {' or '.join(homes)}" if homes else ""

@@ -10,6 +10,7 @@ remedies, and would still leave every duration, size, address and pattern to be 
 """
 
 import datetime
+import difflib
 import re
 from collections.abc import Callable
 from typing import TypeVar
@@ -35,9 +36,9 @@ _FIELD_VALUE = re.compile(r"(?:[!-~](?:[ -~\t]*[!-~])?)?")  # RFC 9110 5.5, with
 _HOP_BY_HOP = frozenset({  # RFC 9110 7.6.1, and the old ones that it names
     "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
 })
-_MADE_HERE = _HOP_BY_HOP | {
+_MADE_HERE = frozenset({
     "content-length", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
-}
+})
 
 
 def described(value: object) -> str:
@@ -68,8 +69,7 @@ def string(value: object, place: str, expected: str, remedy: str = "put it in qu
 def boolean(value: object, place: str) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        remedy = "write it without quotes" if isinstance(value, str) else ""
-        raise TableError(place, described(value), "true or false", remedy)
+        raise TableError(place, described(value), "true or false", "write it without quotes")
     return value
 
 
@@ -82,7 +82,9 @@ def choice(*options: str, not_built: tuple[str, ...] = ()) -> Reader[str]:
         if text in not_built:
             raise TableError(place, quoted(text), listed, f"{quoted(text)} is not built yet")
         if text not in options:
-            raise TableError(place, quoted(text), listed)
+            near = difflib.get_close_matches(text[:64], options, 1)
+            remedy = f'did you mean "{near[0]}"?' if near else ""
+            raise TableError(place, quoted(text), listed, remedy)
         return text
 
     return read
@@ -244,7 +246,8 @@ def list_of(read: Reader[T], expected: str, *, empty: bool = False) -> Reader[tu
             try:
                 entry = read(one, where)
                 if entry in entries:
-                    raise TableError(where, f"{described(one)} again", "each entry once",
+                    shown = quoted(one if isinstance(one, str) else str(entry))
+                    raise TableError(where, f"{shown} again", "each entry once",
                                      "remove one of them")
                 entries[entry] = None
             except TableError as error:
@@ -322,12 +325,12 @@ def field_value(value: object, place: str) -> str:
 
 def matched_field(value: object, place: str) -> str:
     """A field that a route may match by, in lower case; some have keys of their own."""
-    text = field_name(value, place).lower()
+    text = field_name(value, place)
     keys = {"host": "host", "sec-websocket-protocol": "subprotocol"}
-    if text in keys:
+    if text.lower() in keys:
         raise TableError(place, quoted(text), "a field without a key of its own",
-                         f"use the key {keys[text]}")
-    return text
+                         f"use the key {keys[text.lower()]}")
+    return text.lower()
 
 
 def parameter(value: object, place: str) -> str:
@@ -346,25 +349,21 @@ def text_value(value: object, place: str) -> str:
 def set_field(value: object, place: str) -> str:
     """A field that a route may set: none that the gateway makes itself."""
     text = field_name(value, place)
-    _refuse_own(text.lower(), place)
+    expected = "a field that the gateway does not make itself"
+    lower = text.lower()
+    if lower == "host":
+        raise TableError(place, quoted(text), expected, "use the key send_host")
+    if lower.startswith("sec-websocket-"):
+        remedy = "the handshake is the gateway's; subprotocols and extensions pass by themselves"
+        raise TableError(place, quoted(text), expected, remedy)
+    if lower in _HOP_BY_HOP:
+        remedy = "it never passes from one connection to the next"
+        raise TableError(place, quoted(text), expected, remedy)
+    if lower in _MADE_HERE:
+        raise TableError(place, quoted(text), expected, "the gateway sets it as it must be")
     return text
 
 
 def removed_field(value: object, place: str) -> str:
     """A field that a route may remove, in lower case: none that the gateway makes itself."""
-    text = field_name(value, place).lower()
-    _refuse_own(text, place)
-    return text
-
-
-def _refuse_own(field: str, place: str) -> None:
-    expected = "a field that the gateway does not make itself"
-    if field == "host":
-        raise TableError(place, '"host"', expected, "use the key send_host")
-    if field.startswith("sec-websocket-"):
-        remedy = "the handshake is the gateway's; subprotocols and extensions pass by themselves"
-        raise TableError(place, quoted(field), expected, remedy)
-    if field in _MADE_HERE:
-        remedy = "it never passes from one connection to the next" if field in _HOP_BY_HOP else (
-            "the gateway sets it as it must be")
-        raise TableError(place, quoted(field), expected, remedy)
+    return set_field(value, place).lower()
