@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
-from gateway.engine.addresses import target_of
+from gateway.engine.addresses import family_of, target_of
 from gateway.engine.memory_wire import End, FarEnd
 from gateway.engine.reactor import LINGER_RESET
 from gateway.events import Address
@@ -182,7 +182,7 @@ class SimListener:
         self.network = network
         self.address = address
         self.backlog = backlog
-        self.family = socket.AF_UNIX if address.is_unix else socket.AF_INET
+        self.family = family_of(address)
         self.fd = -1
         self.poller: SimPoller | None = None
 

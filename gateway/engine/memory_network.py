@@ -23,8 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from gateway.engine.addresses import target_of
-from gateway.engine.memory_kernel import LOCALHOST, SimListener, SimSocket, Target
+from gateway.engine.addresses import family_of, target_of
+from gateway.engine.memory_kernel import SimListener, SimSocket, Target
 from gateway.engine.memory_wire import FarEnd, Weather
 from gateway.events import Address
 
@@ -81,9 +81,9 @@ class Network:
 
     def connect_client(self, address: Address, client: Address | None = None) -> FarEnd:
         """A client connects to a listener; `refused` is set if there was never one."""
-        family = socket.AF_UNIX if address.is_unix else socket.AF_INET
+        family = family_of(address)
         if client is None:
-            client = Address() if address.is_unix else Address(host=LOCALHOST, port=self.port())
+            client = Address() if address.is_unix else Address(host=address.host, port=self.port())
         far = FarEnd(self, family, client)
         target = target_of(address)
         if target not in self._backlogs:
