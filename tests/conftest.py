@@ -39,4 +39,4 @@ def reason_of(report: pytest.TestReport) -> str:
 
 def is_missing(report: pytest.TestReport) -> bool:
     """True if a test was skipped since a program or package is not installed."""
-    return "not installed" in reason_of(report)
+    return any(words in reason_of(report) for words in ("not installed", "(Debian: "))

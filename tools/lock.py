@@ -22,13 +22,17 @@ HEADER = "# Written by `make lock` from pyproject.toml; not by hand.\n"
 
 
 def main() -> None:
-    """Resolve dev first, then run within it."""
+    """Resolve dev first, then run within it; fuzz.txt has only what is not in there."""
     os.chdir(ROOT)
     build = tomllib.loads(Path("pyproject.toml").read_text())["build-system"]["requires"]
     dev = Path("requirements/dev.txt")
     dev.write_text(HEADER + resolve(".[dev]", *build))
     run = resolve(".", *build, "--constraint", str(dev))
     Path("requirements/run.txt").write_text(HEADER + run)
+    locked = dev.read_text().splitlines()
+    fuzz = resolve(".[fuzz]", "--only-binary", ":all:", "--constraint", str(dev)).splitlines()
+    only = [line for line in fuzz if line not in locked]
+    Path("requirements/fuzz.txt").write_text(HEADER + "".join(f"{line}\n" for line in only))
 
 
 def resolve(*wanted: str) -> str:

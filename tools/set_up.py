@@ -29,24 +29,35 @@ VENV = Path(".venv")
 PYTHON = VENV / "bin" / "python"
 NODE = Path("tests/end_to_end/node")
 OLDEST = (3, 11)
+FUZZER = Path("requirements/fuzz.txt")
 REQUIREMENTS = {"run": Path("requirements/run.txt"), "test": Path("requirements/dev.txt")}
 
 
 @dataclass(frozen=True)
-class Program:
-    """A program that only the tests need, and the Debian package that has it."""
+class Need:
+    """A program or header that only the tests need, and the Debian package that has it."""
 
-    command: str
+    probe: str    # a command, or the full name of a file
     package: str
     skipped: str  # what `make test` cannot show without it
 
+    def is_there(self) -> bool:
+        """True if this machine has it, wherever it came from."""
+        if self.probe.startswith("/"):
+            return Path(self.probe).exists()
+        return shutil.which(self.probe, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None
 
-# The one list of Debian packages. A command that is there is never installed again, wherever it
-# came from: the packages of node's own distribution conflict with Debian's npm.
-PROGRAMS = (
-    Program("node", "nodejs", "clients from npm"),
-    Program("npm", "npm", "clients from npm"),
-    Program("chromium", "chromium", "the demo page in a browser"),
+
+# The one list of Debian packages. What is there is never installed again, wherever it came from:
+# the packages of node's own distribution conflict with Debian's npm.
+NEEDS = (
+    Need("node", "nodejs", "clients from npm"),
+    Need("npm", "npm", "clients from npm"),
+    Need("chromium", "chromium", "the demo page in a browser"),
+    Need("mosquitto", "mosquitto", "MQTT over WebSocket"),
+    Need("cc", "gcc", "the benchmark's own tests"),
+    Need("/usr/include/stdio.h", "libc6-dev", "the benchmark's own tests"),
+    Need("/usr/include/liburing.h", "liburing-dev", "the benchmark's own tests"),
 )
 
 
@@ -67,10 +78,12 @@ def main(arguments: list[str]) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             if level == "test":
-                install_programs()
+                install_debian_packages()
             install_python_packages(level)
-            if level == "test" and shutil.which("npm"):
+            if level == "test":
+                install_fuzzer()
                 install_npm_packages()
+                install_autobahn()
         except subprocess.CalledProcessError as error:
             command = " ".join(map(str, error.cmd))
             print(f"set-up failed: `{command}` ended with {error.returncode}", file=sys.stderr)
@@ -122,6 +135,21 @@ def install_python_packages(level: str) -> None:
     stamps[level].write_text(wanted[level])
 
 
+def install_fuzzer() -> None:
+    """Install atheris where it has a wheel; to build it takes a compiler of its own."""
+    stamp = VENV / "stamp-fuzz"
+    wanted = digest(FUZZER)
+    if is_current(stamp, wanted):
+        return
+    try:
+        run(PYTHON, "-m", "pip", "--disable-pip-version-check", "--quiet", "install",
+            "--only-binary", ":all:", "-r", FUZZER, quiet=True)
+    except subprocess.CalledProcessError:
+        print("Not installed: atheris, which has no wheel for this Python; the coverage-guided "
+              "fuzzer does not run", flush=True)
+    stamp.write_text(wanted)
+
+
 def works() -> bool:
     """True if .venv has a Python of this version with pip; a half-made one has not."""
     version = f"import pip, sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
@@ -149,24 +177,34 @@ def install_npm_packages() -> None:
     """Make tests/end_to_end/node hold what its lock file says."""
     stamp = NODE / "node_modules" / "stamp"
     wanted = digest(NODE / "package.json", NODE / "package-lock.json")
-    if is_current(stamp, wanted):
+    if is_current(stamp, wanted) or not shutil.which("npm"):
         return
     print(f"Installing the npm packages of {NODE}/package-lock.json", flush=True)
     run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", cwd=NODE)
     stamp.write_text(wanted)
 
 
+# --- Autobahn -----------------------------------------------------------------------------------
+
+
+def install_autobahn() -> None:
+    """Fetch and translate the Autobahn suite, by its own script, which has a stamp of its own."""
+    if not Path(".tools/autobahn/ready").exists():
+        print("Preparing the Autobahn suite in .tools/autobahn", flush=True)
+    run(PYTHON, "-c", "from tests.autobahn.install import install; install()")
+
+
 # --- Debian -------------------------------------------------------------------------------------
 
 
-def install_programs() -> None:
-    """Install the programs that are missing, or name them where this user may not."""
-    missing = [program for program in PROGRAMS if not shutil.which(program.command)]
+def install_debian_packages() -> None:
+    """Install what is missing, or name it where this user may not."""
+    missing = [need for need in NEEDS if not need.is_there()]
     if not missing:
         return
-    packages = list(dict.fromkeys(program.package for program in missing))
+    packages = list(dict.fromkeys(need.package for need in missing))
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        skipped = ", ".join(dict.fromkeys(program.skipped for program in missing))
+        skipped = ", ".join(dict.fromkeys(need.skipped for need in missing))
         print(f"Not installed: {' '.join(packages)} (as root: apt-get install "
               f"{' '.join(packages)}); tests are skipped: {skipped}", flush=True)
         return
