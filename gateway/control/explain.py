@@ -5,9 +5,9 @@ It asks `RouteTable.explain_match`, which shares its code with the matching of r
 sends nothing anywhere.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from gateway.control.config_render import effective, origin_text, toml_string
 from gateway.errors import ClientError
@@ -22,7 +22,12 @@ from gateway.routing import (
 )
 from gateway.table import Route, Table, Upstream
 
-SCHEMES = ("ws", "wss", "http", "https", "")
+SCHEMES = ("ws", "wss", "http", "https")
+
+# Taken apart here, since urlsplit loses "//" at a path's front and the "?" of an empty query.
+_URL = re.compile(
+    r"([A-Za-z]+)://(\[[0-9A-Fa-f:.]+\](?::[0-9]*)?|[^/?#\[\]]+)([/?#].*)?|(/.*)", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +83,17 @@ def read_request(
     url: str, headers: Sequence[str], origin: str | None, subprotocols: Sequence[str]
 ) -> Wanted:
     """The request that the arguments make. Raises ValueError."""
-    if any(ord(c) <= 0x20 or ord(c) > 0x7E for c in url):
+    if not all("!" <= character <= "~" for character in url):
         raise ValueError(f"{quoted(url)} has a space or a character that no URL has; encode it")
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES or not (parts.netloc or url.startswith("/")):
+    found = _URL.fullmatch(url)
+    if found is None or (found[1] and found[1].lower() not in SCHEMES):
         raise ValueError(f'{quoted(url)} is no URL; write one such as "ws://example.com/chat"')
     if "#" in url:
         raise ValueError(f"{quoted(url)} has a fragment, which is never sent")
-    if "@" in parts.netloc:
+    host = found[2] or ""
+    if "@" in host:
         raise ValueError("the URL has a user, which browsers do not send for a WebSocket")
-    host = parts.netloc
-    # Not urlsplit's path: it would lose "//" at the front, and the "?" of an empty query.
-    target = url if not parts.netloc else url.partition("://")[2][len(parts.netloc):]
-    path, mark, query = target.partition("?")
+    path, mark, query = (found[3] or found[4] or "").partition("?")
     fields: list[tuple[bytes, bytes]] = []
     for header in headers:
         name, colon, value = header.partition(":")
