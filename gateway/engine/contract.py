@@ -120,7 +120,8 @@ class Engine(Protocol):
         """Close after what is queued; nothing more is delivered. Answered by `Closed(None)`."""
 
     def reset(self, link: Link) -> None:
-        """Close at once, as RST where the family has it. Answered by `Closed(None)`."""
+        """Close at once, as RST where the family has it. Answered by `Closed(None)`. A relay of
+        this link is cut with it, without a farewell: `RelayEnded(KILLED)` and both `Closed`."""
 
     def relay(
         self,

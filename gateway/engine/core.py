@@ -363,6 +363,10 @@ class SocketEngine(Reactor):
 
     def reset(self, link: Link) -> None:
         """See contract.Engine.reset."""
+        relayed = self._links.get(link)
+        if relayed is not None and relayed.relay is not None:
+            relayed.relay.cut()
+            return
         state = self._living(link, closing=True)
         if state is not None:
             state.forget_news()

@@ -122,6 +122,14 @@ class RelayDriver:
         self.relay.end(cause, self._engine.now())
         self._pump()
 
+    def cut(self) -> None:
+        """End it now, without a farewell."""
+        self.relay.end(Cause.KILLED, self._engine.now())
+        for link in self._links:
+            self._engine.release(link, abort=True)
+            link.drop_queue()
+        self._finish()
+
     def abandon(self) -> None:
         """The engine stops and closes the links itself."""
         self._cancel_timer()

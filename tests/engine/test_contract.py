@@ -1,7 +1,8 @@
 """The contract, on every engine: each verb and each promise of `gateway/engine/contract.py`.
 
-Timers and running are in `test_contract_running.py`, the relay is in `test_contract_relay.py`; what takes a process of its own (signals, no free
-descriptor, a stopped process on the same listener) in `test_processes.py`.
+Timers and running are in `test_contract_running.py`, the relay is in `test_contract_relay.py`; what
+takes a process of its own (signals, no free descriptor, a stopped process on the same listener)
+is in `test_processes.py`.
 """
 
 import pytest

@@ -1,0 +1,146 @@
+"""The compiled rules of a relay: its state, and the facts it can be told. See relay.pyx.
+
+This is the page to read first: a driver (`epoll_relays.pyx`, later the ring's) includes it, owns
+the sockets and what is queued, and calls these functions without the GIL.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, int32_t, uint32_t, uint64_t
+
+cdef enum:
+    CLIENT = 0
+    UPSTREAM = 1
+
+    # Fate of a leg, as gateway.leg.Fate.
+    OPEN = 0
+    FINISH = 1
+    CLOSE = 2
+    RESET = 3
+
+    NO_SIDE = 2
+    NO_CAUSE = 0
+    NO_CLOSE = -1               # no Close was received, or sent
+    FIN_ONLY = -2               # a farewell without a Close: toward raw bytes
+
+    SPANS = 64                  # pieces for one side that one call may give
+    OWN_MAX = 2048              # bytes of the gateway's own frames that one call may give
+    TAIL_MAX = 139              # a control frame or a header that is not whole
+
+cdef struct Cursor:
+    # One direction's walk; the fields of gateway.frames.Cursor.
+    uint64_t remaining
+    uint64_t message_size
+    uint64_t frames
+    uint64_t messages
+    uint64_t payload
+    uint8_t mask[4]
+    uint8_t mask_at             # payload byte modulo 4 that comes next
+    uint8_t opcode_is_text
+    uint8_t fragmented
+    uint8_t final
+    uint8_t broken
+    uint8_t tail                # bytes that the driver keeps for the next call: never passed
+    uint8_t utf8_need           # continuation bytes still to come
+    uint8_t utf8_low            # what the next of them may be
+    uint8_t utf8_high
+
+cdef struct Leg:
+    Cursor cursor
+    double heard_at
+    double taken_at
+    double probe_at             # 0: none (the clock never shows 0)
+    double ping_at
+    double foreign_ping_at      # 0: none
+    double round_trip           # negative: none was measured
+    uint64_t bytes_in
+    uint64_t bytes_out
+    uint64_t spliced            # of bytes_in
+    uint64_t wrapped
+    uint64_t queued
+    uint32_t pings_sent
+    int32_t close_received
+    int32_t close_sent
+    int32_t pending_code        # of a farewell that waits for the end of a frame
+    uint8_t pending
+    uint8_t pending_reason
+    uint8_t fate
+    uint8_t raw
+    uint8_t gone
+    uint8_t finished
+    uint8_t clogged
+    uint8_t reading
+    uint8_t ping_waits          # ping_payload is ours and was not answered
+    uint8_t ping_payload[8]
+
+cdef struct Rules:
+    # One route's terms; shared by its relays, by index.
+    uint64_t max_message
+    uint64_t max_frame
+    uint64_t max_queue
+    double idle_timeout
+    double write_timeout
+    double close_timeout
+    double session_timeout
+    double heartbeat
+    double heartbeat_timeout
+    int32_t session_code
+    int32_t drain_code
+    uint8_t raw
+    uint8_t raw_text
+    uint8_t deflate
+    uint8_t drain_reason_size
+    char drain_reason[124]
+
+cdef struct Relay:
+    # Flat, without a pointer: it can be copied, kept in shared memory, handed to another process.
+    Leg legs[2]
+    double deadline             # infinite: none
+    double closing_at
+    double ending_at
+    double session_at
+    double active_at
+    uint64_t detail_size        # numbers for the detail's sentence
+    uint64_t detail_limit
+    uint32_t rules
+    uint8_t cause
+    uint8_t side
+    uint8_t detail
+    uint8_t first               # who sent the first Close or FIN; NO_SIDE: nobody yet
+    uint8_t text_held           # bytes of a raw upstream's character that is not whole
+
+cdef struct Span:
+    # Bytes to send. They lie in what was read, or in `Output.own`.
+    const uint8_t *data
+    size_t size
+
+cdef struct Output:
+    # What one call gives: pieces for each side, in order.
+    Span spans[2][SPANS]
+    int count[2]
+    size_t own_used
+    uint8_t own[OWN_MAX]
+
+# Facts. All take the time in seconds. None of them fails, blocks, or allocates.
+cdef void relay_init(Relay *relay, const Rules *rules, uint32_t index, double now) noexcept nogil
+cdef size_t relay_received(
+    Relay *relay, const Rules *rules, int side, uint8_t *data, size_t size, double now, Output *out
+) noexcept nogil
+cdef void relay_spliced(
+    Relay *relay, int side, size_t size, double now, const Rules *rules, Output *out
+) noexcept nogil
+cdef void relay_finished(
+    Relay *relay, const Rules *rules, int side, double now, Output *out
+) noexcept nogil
+cdef void relay_lost(
+    Relay *relay, const Rules *rules, int side, int detail, double now, Output *out
+) noexcept nogil
+cdef void relay_sent(Relay *relay, const Rules *rules, int side, size_t size, double now) noexcept nogil
+cdef void relay_tick(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil
+cdef void relay_end(Relay *relay, const Rules *rules, int cause, double now, Output *out) noexcept nogil
+cdef bint relay_is_over(const Relay *relay) noexcept nogil
+cdef bint leg_is_done(const Leg *leg) noexcept nogil
+
+# For the drivers' Python side.
+cdef void rules_from(Rules *rules, object terms) except *
+cdef object counts_of(const Relay *relay, int side)
+cdef tuple outcome_of(const Relay *relay)
+cdef int cause_number(object cause) except -1
