@@ -17,6 +17,8 @@ cdef enum:
     RESET = 3
 
     NO_SIDE = 2
+    D_NONE = 0
+    D_FAULT = 64                # details from here on: a fault's number
     NO_CAUSE = 0
     NO_CLOSE = -1               # no Close was received, or sent
     FIN_ONLY = -2               # a farewell without a Close: toward raw bytes
@@ -32,13 +34,13 @@ cdef struct Cursor:
     uint64_t frames
     uint64_t messages
     uint64_t payload
+    uint32_t tail               # bytes that the driver gives again, before the next ones
     uint8_t mask[4]
     uint8_t mask_at             # payload byte modulo 4 that comes next
     uint8_t opcode_is_text
     uint8_t fragmented
     uint8_t final
     uint8_t broken
-    uint8_t tail                # bytes that the driver keeps for the next call: never passed
     uint8_t utf8_need           # continuation bytes still to come
     uint8_t utf8_low            # what the next of them may be
     uint8_t utf8_high
@@ -105,7 +107,6 @@ cdef struct Relay:
     uint8_t side
     uint8_t detail
     uint8_t first               # who sent the first Close or FIN; NO_SIDE: nobody yet
-    uint8_t text_held           # bytes of a raw upstream's character that is not whole
 
 cdef struct Span:
     # Bytes to send. They lie in what was read, or in `Output.own`.
@@ -117,6 +118,7 @@ cdef struct Output:
     Span spans[2][SPANS]
     int count[2]
     size_t own_used
+    bint more                   # full: send this, then call again with what was not consumed
     uint8_t own[OWN_MAX]
 
 # Facts. All take the time in seconds. None of them fails, blocks, or allocates.
@@ -144,3 +146,4 @@ cdef void rules_from(Rules *rules, object terms) except *
 cdef object counts_of(const Relay *relay, int side)
 cdef tuple outcome_of(const Relay *relay)
 cdef int cause_number(object cause) except -1
+cdef int fault_detail(object fault) except -1

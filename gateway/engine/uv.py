@@ -61,7 +61,8 @@ class UvEngine(SocketEngine):
     def run(self, deliver: Deliver) -> None:
         """See contract.Engine.run. May be called again after it raised."""
         assert not self._running
-        assert not self._loop.is_closed(), "the engine was stopped"
+        if self._loop.is_closed():
+            return
         self._deliver = deliver
         self._running = True
         self._woken = False

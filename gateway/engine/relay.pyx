@@ -1,0 +1,1146 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False
+"""The rules of a relay in C: what `gateway/relaying.py` and `gateway/frames.py` say, to the byte.
+
+Those two are the reference and carry the reasons; this file follows them function by function,
+and a change is made there first. Random and hostile streams through both must give the same
+(`tests/engine/test_relay.py`).
+
+Laws of this file:
+
+- No GIL, no allocation, no system call but getrandom(2) for masks and pings, no pointer kept.
+- What is not whole (a header, a control frame, a character) is not consumed: the driver gives it
+  again with the next bytes. `Cursor.tail` counts it.
+- Payloads are touched only to be unmasked, in place.
+- Output is pieces of the input and of own frames; one call gives a bounded number, then says
+  `more`.
+"""
+
+from libc.math cimport INFINITY
+from libc.stdio cimport snprintf
+from libc.stdint cimport uint8_t, uint16_t, int32_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove, memset, strlen, memcmp
+
+from gateway.errors import Fault
+from gateway.events import Cause, LegCounts, Side
+from gateway.leg import Fate
+
+cdef extern from "<sys/random.h>" nogil:
+    ssize_t getrandom(void *buffer, size_t size, unsigned int flags)
+
+cdef enum:
+    OP_TEXT = 1
+    OP_BINARY = 2
+    OP_CLOSE = 8
+    OP_PING = 9
+    OP_PONG = 10
+    CONTROL_MAX = 125
+
+# Causes by number: the order of gateway.events.Cause, from 1.
+CAUSES = [None, *Cause]
+cdef enum:
+    C_CLOSED = 1
+    C_FINISHED = 2
+    C_CUT = 3
+    C_LOST = 4
+    C_SILENT = 5
+    C_STALLED = 6
+    C_UNANSWERED = 7
+    C_FRAMING = 8
+    C_TEXT = 9
+    C_TOO_BIG = 10
+    C_POLICY = 11
+    C_IDLE = 12
+    C_SESSION_TIMEOUT = 13
+    C_DRAIN = 14
+    C_KILLED = 15
+
+# Sentences. Those with a number are formatted; those from D_FAULT on are a fault's.
+cdef enum:
+    D_UNMASKED = 1
+    D_MASKED
+    D_CONTROL_SIZE
+    D_LENGTH_SIGN
+    D_LENGTH_FORM
+    D_CLOSE_ONE
+    D_RESERVED
+    D_OPCODE
+    D_CONTROL_FRAGMENT
+    D_CONTINUATION
+    D_INTERLEAVED
+    D_FRAME_SIZE
+    D_MESSAGE_SIZE
+    D_TEXT_END
+    D_TEXT
+    D_CLOSE_CODE
+    D_CLOSE_REASON
+    D_FIN_IN_FRAME
+    D_FIN_NO_CLOSE
+    D_STREAM_END
+    D_NOT_TEXT
+    D_NO_ANSWER
+    D_NO_FINISH
+    D_STALLED
+    D_SILENT
+    D_IDLE
+    D_SESSION
+    D_KILLED
+    D_BY_ORDER
+    D_COUNT
+
+cdef const char *SENTENCES[D_COUNT]
+SENTENCES[D_NONE] = b""
+SENTENCES[D_UNMASKED] = b"unmasked frame from a client (RFC 6455 5.1)"
+SENTENCES[D_MASKED] = b"masked frame from a server (RFC 6455 5.1)"
+SENTENCES[D_CONTROL_SIZE] = b"control frame over 125 bytes (RFC 6455 5.5)"
+SENTENCES[D_LENGTH_SIGN] = b"length with its highest bit set (RFC 6455 5.2)"
+SENTENCES[D_LENGTH_FORM] = b"length not in its shortest form (RFC 6455 5.2)"
+SENTENCES[D_CLOSE_ONE] = b"Close with one byte of payload (RFC 6455 5.5.1)"
+SENTENCES[D_RESERVED] = b"reserved bit set (RFC 6455 5.2)"
+SENTENCES[D_OPCODE] = b"unknown opcode 0x%llx (RFC 6455 5.2)"
+SENTENCES[D_CONTROL_FRAGMENT] = b"fragmented control frame (RFC 6455 5.5)"
+SENTENCES[D_CONTINUATION] = b"continuation of no message (RFC 6455 5.4)"
+SENTENCES[D_INTERLEAVED] = b"new message inside a fragmented one (RFC 6455 5.4)"
+SENTENCES[D_FRAME_SIZE] = b"frame of %llu bytes, limit %llu"
+SENTENCES[D_MESSAGE_SIZE] = b"message of %llu bytes, limit %llu"
+SENTENCES[D_TEXT_END] = b"text message ends inside a character (RFC 6455 8.1)"
+SENTENCES[D_TEXT] = b"text that is not UTF-8 (RFC 6455 8.1)"
+SENTENCES[D_CLOSE_CODE] = b"close code %llu may not be sent (RFC 6455 7.4)"
+SENTENCES[D_CLOSE_REASON] = b"close reason is not UTF-8 (RFC 6455 5.5.1)"
+SENTENCES[D_FIN_IN_FRAME] = b"FIN inside a frame"
+SENTENCES[D_FIN_NO_CLOSE] = b"FIN without Close"
+SENTENCES[D_STREAM_END] = b"the stream ends inside a character"
+SENTENCES[D_NOT_TEXT] = b"bytes that are not UTF-8"
+SENTENCES[D_NO_ANSWER] = b"Close was not answered"
+SENTENCES[D_NO_FINISH] = b"the other side did not finish in time"
+SENTENCES[D_STALLED] = b"write_timeout: it took no byte"
+SENTENCES[D_SILENT] = b"no sign of life after a ping"
+SENTENCES[D_IDLE] = b"idle_timeout"
+SENTENCES[D_SESSION] = b"session_timeout"
+SENTENCES[D_KILLED] = b"ended at once"
+SENTENCES[D_BY_ORDER] = b""
+
+FAULTS = list(Fault)
+
+# Reasons of farewells: what a leg is told beside the code.
+cdef enum:
+    R_NONE = 0
+    R_DETAIL                    # the detail's sentence, to who is to blame
+    R_UPSTREAM_FAILED
+    R_CLIENT_FAILED
+    R_IDLE
+    R_SESSION
+    R_DRAIN
+    R_POLICY
+
+cdef double PING_RETRY = 0.25
+
+
+# --- Random bytes ------------------------------------------------------------------------------
+
+cdef bint predictable = False   # tests only: the reference's tests compare whole frames
+
+
+cdef void random_bytes(uint8_t *into, size_t size) noexcept nogil:
+    cdef size_t i
+    if not predictable and getrandom(into, size, 0) == <ssize_t>size:
+        return
+    for i in range(size):
+        into[i] = <uint8_t>(i + 1)
+
+
+def make_predictable(on: bool) -> None:
+    """For tests: masks and pings are 1, 2, 3 ... while this is on."""
+    global predictable
+    predictable = on
+
+
+# --- Bytes -------------------------------------------------------------------------------------
+
+cdef inline void unmask(uint8_t *data, size_t size, const uint8_t *mask, int at) noexcept nogil:
+    """XOR in place; `at` is the mask's byte that meets the first one. By words of 8."""
+    cdef uint8_t turned[8]
+    cdef uint64_t word, piece
+    cdef size_t i
+    for i in range(8):
+        turned[i] = mask[(at + i) & 3]
+    memcpy(&word, turned, 8)
+    i = 0
+    while i + 8 <= size:
+        memcpy(&piece, data + i, 8)
+        piece ^= word
+        memcpy(data + i, &piece, 8)
+        i += 8
+    while i < size:
+        data[i] ^= turned[i & 7]
+        i += 1
+
+
+cdef inline bint may_be_sent(uint32_t code) noexcept nogil:
+    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
+cdef size_t utf8_walk(Cursor *cursor, const uint8_t *data, size_t size) noexcept nogil:
+    """How many bytes come before the first that cannot be UTF-8 where it stands (RFC 3629 4)."""
+    cdef size_t i = 0
+    cdef uint64_t piece
+    cdef uint8_t byte
+    while i < size:
+        if cursor.utf8_need == 0:
+            while i + 8 <= size:
+                memcpy(&piece, data + i, 8)
+                if piece & <uint64_t>0x8080808080808080:
+                    break
+                i += 8
+            if i >= size:
+                return size
+        byte = data[i]
+        if cursor.utf8_need:
+            if byte < cursor.utf8_low or byte > cursor.utf8_high:
+                return i
+            cursor.utf8_need -= 1
+            cursor.utf8_low, cursor.utf8_high = 0x80, 0xBF
+        elif byte >= 0x80:
+            cursor.utf8_low, cursor.utf8_high = 0x80, 0xBF
+            if 0xC2 <= byte <= 0xDF:
+                cursor.utf8_need = 1
+            elif 0xE0 <= byte <= 0xEF:
+                cursor.utf8_need = 2
+                if byte == 0xE0:
+                    cursor.utf8_low = 0xA0
+                elif byte == 0xED:
+                    cursor.utf8_high = 0x9F
+            elif 0xF0 <= byte <= 0xF4:
+                cursor.utf8_need = 3
+                if byte == 0xF0:
+                    cursor.utf8_low = 0x90
+                elif byte == 0xF4:
+                    cursor.utf8_high = 0x8F
+            else:
+                return i
+        i += 1
+    return size
+
+
+cdef bint is_utf8(const uint8_t *data, size_t size) noexcept nogil:
+    cdef Cursor fresh
+    fresh.utf8_need = 0
+    return utf8_walk(&fresh, data, size) == size and fresh.utf8_need == 0
+
+
+# --- Output ------------------------------------------------------------------------------------
+
+cdef inline void give(Output *out, int side, const uint8_t *data, size_t size) noexcept nogil:
+    """A piece for a side; joined to the one before where they touch."""
+    cdef int count = out.count[side]
+    cdef Span *last
+    if count:
+        last = &out.spans[side][count - 1]
+        if last.data + last.size == data:
+            last.size += size
+            return
+    out.spans[side][count].data = data
+    out.spans[side][count].size = size
+    out.count[side] = count + 1
+
+
+cdef inline bint is_full(const Output *out) noexcept nogil:
+    """Room is kept for the farewells of both legs and one answer, whatever comes."""
+    return (
+        out.count[0] > SPANS - 6 or out.count[1] > SPANS - 6 or out.own_used > OWN_MAX - 512
+    )
+
+
+cdef inline void queue_up(Leg *leg, Output *out, int side, const uint8_t *data, size_t size) noexcept nogil:
+    give(out, side, data, size)
+    leg.queued += size
+
+
+cdef void put(
+    Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t size, double now, Output *out
+) noexcept nogil:
+    """For a leg that can still be told things."""
+    cdef Leg *leg = &relay.legs[side]
+    if leg.fate != OPEN or leg.gone:
+        return
+    if not leg.queued:
+        leg.taken_at = now
+        if rules.write_timeout > 0 and now + rules.write_timeout < relay.deadline:
+            relay.deadline = now + rules.write_timeout
+    queue_up(leg, out, side, data, size)
+
+
+cdef uint8_t *own_frame(Output *out, int side, int opcode, const uint8_t *payload, size_t size, size_t *whole) noexcept nogil:
+    """A control frame of ours in `out.own`, masked toward the upstream."""
+    cdef uint8_t *frame = out.own + out.own_used
+    cdef size_t at = 2
+    frame[0] = <uint8_t>(0x80 | opcode)
+    frame[1] = <uint8_t>size
+    if side == UPSTREAM:
+        frame[1] |= 0x80
+        random_bytes(frame + 2, 4)
+        at = 6
+    memcpy(frame + at, payload, size)
+    if side == UPSTREAM:
+        unmask(frame + at, size, frame + 2, 0)
+    whole[0] = at + size
+    out.own_used += at + size
+    return frame
+
+
+# --- Set-up ------------------------------------------------------------------------------------
+
+cdef void relay_init(Relay *relay, const Rules *rules, uint32_t index, double now) noexcept nogil:
+    cdef int side
+    cdef Leg *leg
+    memset(relay, 0, sizeof(Relay))
+    for side in range(2):
+        leg = &relay.legs[side]
+        leg.heard_at = leg.taken_at = now
+        leg.round_trip = -1.0
+        leg.close_received = leg.close_sent = NO_CLOSE
+        leg.raw = rules.raw and side == UPSTREAM
+        leg.reading = 1
+    relay.rules = index
+    relay.side = relay.first = NO_SIDE
+    relay.closing_at = relay.ending_at = relay.session_at = INFINITY
+    if rules.session_timeout > 0:
+        relay.session_at = now + rules.session_timeout
+    relay.active_at = now
+    set_deadline(relay, rules, now)
+
+
+cdef bint leg_is_done(const Leg *leg) noexcept nogil:
+    return leg.gone or leg.fate == RESET or (leg.fate == CLOSE and not leg.queued)
+
+
+cdef bint relay_is_over(const Relay *relay) noexcept nogil:
+    return leg_is_done(&relay.legs[0]) and leg_is_done(&relay.legs[1])
+
+
+cdef inline void raise_fate(Leg *leg, int fate) noexcept nogil:
+    """Fates only grow. RESET drops what is queued: the driver must drop its pieces too."""
+    if fate > leg.fate:
+        leg.fate = <uint8_t>fate
+    if leg.fate == RESET:
+        leg.queued = 0
+
+
+# --- The walk: gateway.frames.Cursor -----------------------------------------------------------
+
+cdef inline int broken(Relay *relay, Cursor *cursor, int cause, int detail, uint64_t size, uint64_t limit) noexcept nogil:
+    """Note what is wrong; the caller ends the relay with it."""
+    cursor.broken = 1
+    relay.detail_size = size
+    relay.detail_limit = limit
+    return cause | (detail << 8)
+
+
+cdef int look(
+    Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t have, size_t *size, uint64_t *length
+) noexcept nogil:
+    """Check the header at `data` as far as it has come. Gives 0, or a cause and a detail.
+
+    *size is 0 while the header is not whole.
+    """
+    cdef Cursor *cursor = &relay.legs[side].cursor
+    cdef uint8_t first = data[0], second
+    cdef int opcode = first & 0x0F
+    cdef uint8_t reserved = first & 0x70
+    cdef size_t wide, i
+    cdef uint64_t value
+    size[0] = 0
+    if reserved and not (reserved == 0x40 and rules.deflate and (opcode == OP_TEXT or opcode == OP_BINARY)):
+        return broken(relay, cursor, C_FRAMING, D_RESERVED, 0, 0)
+    if opcode > OP_PONG or OP_BINARY < opcode < OP_CLOSE:
+        return broken(relay, cursor, C_FRAMING, D_OPCODE, opcode, 0)
+    if opcode >= OP_CLOSE:
+        if not first & 0x80:
+            return broken(relay, cursor, C_FRAMING, D_CONTROL_FRAGMENT, 0, 0)
+    elif opcode == 0:
+        if not cursor.fragmented:
+            return broken(relay, cursor, C_FRAMING, D_CONTINUATION, 0, 0)
+    elif cursor.fragmented:
+        return broken(relay, cursor, C_FRAMING, D_INTERLEAVED, 0, 0)
+    if have < 2:
+        return 0
+    second = data[1]
+    if (second & 0x80 != 0) != (side == CLIENT):
+        return broken(relay, cursor, C_FRAMING, D_UNMASKED if side == CLIENT else D_MASKED, 0, 0)
+    value = second & 0x7F
+    wide = 0
+    if value > CONTROL_MAX:
+        if opcode >= OP_CLOSE:
+            return broken(relay, cursor, C_FRAMING, D_CONTROL_SIZE, 0, 0)
+        wide = 2 if value == 126 else 8
+        if have < 2 + wide:
+            return 0
+        value = 0
+        for i in range(wide):
+            value = value << 8 | data[2 + i]
+        if value >> 63:
+            return broken(relay, cursor, C_FRAMING, D_LENGTH_SIGN, 0, 0)
+        if value <= CONTROL_MAX or (wide == 8 and value < 65536):
+            return broken(relay, cursor, C_FRAMING, D_LENGTH_FORM, 0, 0)
+    length[0] = value
+    if opcode < OP_CLOSE:
+        if rules.max_frame and value > rules.max_frame:
+            return broken(relay, cursor, C_TOO_BIG, D_FRAME_SIZE, value, rules.max_frame)
+        if opcode == 0:
+            value += cursor.message_size
+        if rules.max_message and value > rules.max_message:
+            return broken(relay, cursor, C_TOO_BIG, D_MESSAGE_SIZE, value, rules.max_message)
+    elif opcode == OP_CLOSE and value == 1:
+        return broken(relay, cursor, C_FRAMING, D_CLOSE_ONE, 0, 0)
+    wide += 2 + (4 if side == CLIENT else 0)
+    if have >= wide:
+        size[0] = wide
+    return 0
+
+
+cdef int advance(Relay *relay, const Rules *rules, Cursor *cursor, uint64_t count) noexcept nogil:
+    """`count` payload bytes of the frame under way are walked."""
+    cursor.remaining -= count
+    cursor.payload += count
+    if not cursor.remaining and cursor.final:
+        cursor.fragmented = 0
+        cursor.messages += 1
+        if rules.raw and cursor.opcode_is_text and cursor.utf8_need:
+            return broken(relay, cursor, C_TEXT, D_TEXT_END, 0, 0)
+    return 0
+
+
+cdef int open_frame(Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t size, uint64_t length) noexcept nogil:
+    """A checked data frame begins."""
+    cdef Cursor *cursor = &relay.legs[side].cursor
+    cdef int opcode = data[0] & 0x0F
+    cursor.frames += 1
+    if opcode:
+        cursor.message_size = 0
+        cursor.opcode_is_text = opcode == OP_TEXT
+    cursor.message_size += length
+    cursor.final = data[0] >> 7
+    cursor.fragmented = 1
+    cursor.remaining = length
+    if rules.raw:
+        memcpy(cursor.mask, data + size - 4, 4)
+        cursor.mask_at = 0
+    if not length:
+        return advance(relay, rules, cursor, 0)
+    return 0
+
+
+cdef int pass_payload(
+    Relay *relay, const Rules *rules, uint8_t *data, size_t size, double now, Output *out, bint ending
+) noexcept nogil:
+    """Toward raw bytes: unmask a piece, check it if it is text, close up to the piece before."""
+    cdef Cursor *cursor = &relay.legs[CLIENT].cursor
+    cdef Leg *leg = &relay.legs[UPSTREAM]
+    cdef size_t good = size
+    cdef Span *last
+    cdef uint8_t *place
+    unmask(data, size, cursor.mask, cursor.mask_at)
+    cursor.mask_at = (cursor.mask_at + size) & 3
+    if cursor.opcode_is_text:
+        good = utf8_walk(cursor, data, size)
+    if good:
+        if out.count[UPSTREAM]:
+            last = &out.spans[UPSTREAM][out.count[UPSTREAM] - 1]
+            place = <uint8_t *>last.data + last.size
+            if place < data and data - place < 16:      # only a header lies between
+                memmove(place, data, good)
+                data = place
+        if ending:
+            queue_up(leg, out, UPSTREAM, data, good)
+        else:
+            put(relay, rules, UPSTREAM, data, good, now, out)
+    if good < size:
+        return broken(relay, cursor, C_TEXT, D_TEXT, 0, 0)
+    return 0
+
+
+cdef int control(
+    Relay *relay, const Rules *rules, int side, uint8_t *frame, size_t size, size_t length, double now, Output *out, bint *own
+) noexcept nogil:
+    """A whole control frame. *own: it was the answer to our own ping."""
+    cdef Leg *leg = &relay.legs[side]
+    cdef Leg *other = &relay.legs[1 - side]
+    cdef uint8_t payload[CONTROL_MAX]
+    cdef int opcode = frame[0] & 0x0F
+    cdef uint32_t code
+    cdef uint8_t *answer
+    cdef size_t whole
+    memcpy(payload, frame + size, length)
+    if side == CLIENT:
+        unmask(payload, length, frame + size - 4, 0)
+    own[0] = False
+    if opcode == OP_CLOSE and length:
+        code = payload[0] << 8 | payload[1]
+        if not may_be_sent(code):
+            return broken(relay, &leg.cursor, C_FRAMING, D_CLOSE_CODE, code, 0)
+        if not is_utf8(payload + 2, length - 2):
+            return broken(relay, &leg.cursor, C_TEXT, D_CLOSE_REASON, 0, 0)
+    leg.cursor.frames += 1
+    if opcode == OP_CLOSE:
+        code = (payload[0] << 8 | payload[1]) if length else 1005
+        on_close(relay, rules, side, code, frame, size + length, now, out)
+        return 0
+    if opcode == OP_PONG:
+        if leg.ping_waits and length == 8 and memcmp(payload, leg.ping_payload, 8) == 0:
+            leg.ping_waits = 0
+            leg.round_trip = now - leg.ping_at
+            own[0] = True
+            return 0
+        leg.foreign_ping_at = 0
+    if not other.raw:
+        if opcode == OP_PING:
+            other.foreign_ping_at = now
+        put(relay, rules, 1 - side, frame, size + length, now, out)
+    elif opcode == OP_PING:
+        answer = own_frame(out, side, OP_PONG, payload, length, &whole)
+        put(relay, rules, side, answer, whole, now, out)
+    return 0
+
+
+cdef size_t walk(
+    Relay *relay, const Rules *rules, int side, uint8_t *data, size_t size, double now, Output *out, bint *only_own
+) noexcept nogil:
+    """Walk on over `data`; gives how much was consumed. *only_own: nothing came but the answer to
+    our own ping."""
+    cdef Leg *leg = &relay.legs[side]
+    cdef Cursor *cursor = &leg.cursor
+    cdef size_t at = 0, start = 0, take, head
+    cdef uint64_t length
+    cdef int wrong = 0
+    cdef bint own
+    only_own[0] = True
+    while at < size:
+        if cursor.remaining:
+            take = size - at
+            if take > cursor.remaining:
+                take = cursor.remaining
+            if rules.raw:
+                if is_full(out):
+                    out.more = 1
+                    break
+                wrong = pass_payload(relay, rules, data + at, take, now, out, False)
+                only_own[0] = False
+                if wrong:
+                    break
+            wrong = advance(relay, rules, cursor, take)
+            at += take
+            if wrong:
+                break
+            continue
+        wrong = look(relay, rules, side, data + at, size - at, &head, &length)
+        if wrong or not head:
+            break
+        if data[at] & 0x08:
+            if size - at < head + length:
+                break
+            if is_full(out):
+                out.more = 1
+                break
+            if at > start and not rules.raw:
+                put(relay, rules, 1 - side, data + start, at - start, now, out)
+                only_own[0] = False
+            wrong = control(relay, rules, side, data + at, head, length, now, out, &own)
+            at += head + length
+            start = at
+            if wrong:
+                break
+            if not own:
+                only_own[0] = False
+            if leg.close_received != NO_CLOSE:
+                at = start = size               # behind a Close nothing counts
+                break
+        else:
+            wrong = open_frame(relay, rules, side, data + at, head, length)
+            at += head
+            if wrong:
+                break
+    if at > start and not rules.raw:
+        put(relay, rules, 1 - side, data + start, at - start, now, out)
+        only_own[0] = False
+    if wrong:
+        only_own[0] = False
+        end_with(relay, rules, wrong & 0xFF, side, wrong >> 8, now, out)
+        return size
+    return at
+
+
+cdef size_t wrap(Relay *relay, const Rules *rules, const uint8_t *data, size_t size, double now, Output *out) noexcept nogil:
+    """Bytes of a raw upstream become one frame; gives how much was consumed."""
+    cdef Cursor check
+    cdef size_t good = size
+    cdef uint8_t *header = out.own + out.own_used
+    cdef size_t head = 2
+    cdef int i
+    header[0] = 0x80 | OP_BINARY
+    if rules.raw_text:
+        header[0] = 0x80 | OP_TEXT
+        check.utf8_need = 0
+        good = utf8_walk(&check, data, size)
+        if good < size:
+            end_with(relay, rules, C_TEXT, UPSTREAM, D_NOT_TEXT, now, out)
+            return size
+        if check.utf8_need:
+            # Step back to where the character began that is not whole.
+            good -= 1
+            while data[good] & 0xC0 == 0x80:
+                good -= 1
+        if not good:
+            return 0
+    if good <= CONTROL_MAX:
+        header[1] = <uint8_t>good
+    elif good < 65536:
+        header[1] = 126
+        header[2] = <uint8_t>(good >> 8)
+        header[3] = <uint8_t>good
+        head = 4
+    else:
+        header[1] = 127
+        for i in range(8):
+            header[2 + i] = <uint8_t>(<uint64_t>good >> (56 - 8 * i))
+        head = 10
+    out.own_used += head
+    relay.legs[UPSTREAM].wrapped += 1
+    put(relay, rules, CLIENT, header, head, now, out)
+    put(relay, rules, CLIENT, data, good, now, out)
+    return good
+
+
+# --- Facts -------------------------------------------------------------------------------------
+
+cdef size_t relay_received(
+    Relay *relay, const Rules *rules, int side, uint8_t *data, size_t size, double now, Output *out
+) noexcept nogil:
+    """`data` is the tail of the last call and what was read since; gives how much is consumed.
+
+    What is left is to be given again: at once if `out.more`, else with the next bytes.
+    """
+    cdef Leg *leg = &relay.legs[side]
+    cdef size_t used = size
+    cdef double active_at
+    cdef bint own
+    out.more = 0
+    leg.bytes_in += size - leg.cursor.tail
+    leg.heard_at = now
+    if relay.cause:
+        received_while_ending(relay, rules, side, data, size, now, out)
+    elif leg.close_received == NO_CLOSE:
+        active_at = relay.active_at
+        relay.active_at = now
+        if leg.raw:
+            used = wrap(relay, rules, data, size, now, out)
+        else:
+            used = walk(relay, rules, side, data, size, now, out, &own)
+            if own:
+                relay.active_at = active_at
+    leg.cursor.tail = <uint32_t>(size - used)
+    set_reading(relay, rules)
+    return used
+
+
+cdef void relay_spliced(
+    Relay *relay, int side, size_t size, double now, const Rules *rules, Output *out
+) noexcept nogil:
+    """`size` payload bytes of the frame under way went past user space, and are on their way."""
+    cdef Leg *leg = &relay.legs[side]
+    leg.bytes_in += size
+    leg.spliced += size
+    leg.heard_at = relay.active_at = now
+    advance(relay, rules, &leg.cursor, size)
+
+
+cdef void relay_finished(
+    Relay *relay, const Rules *rules, int side, double now, Output *out
+) noexcept nogil:
+    cdef Leg *leg = &relay.legs[side]
+    cdef Leg *other = &relay.legs[1 - side]
+    leg.finished = 1
+    if relay.cause:
+        if other.pending:
+            other.pending = 0
+            raise_fate(other, RESET)
+        raise_fate(leg, CLOSE)
+    elif leg.close_received != NO_CLOSE:
+        if side == UPSTREAM:
+            raise_fate(other, FINISH)
+    elif rules.raw:
+        finished_raw(relay, rules, side, now, out)
+    elif leg.cursor.remaining or leg.cursor.tail:
+        end_with(relay, rules, C_CUT, side, D_FIN_IN_FRAME, now, out)
+    else:
+        finished_between_frames(relay, rules, side, now)
+    set_reading(relay, rules)
+
+
+cdef void relay_lost(
+    Relay *relay, const Rules *rules, int side, int detail, double now, Output *out
+) noexcept nogil:
+    cdef Leg *leg = &relay.legs[side]
+    cdef Leg *other = &relay.legs[1 - side]
+    if not relay.cause:
+        end_with(relay, rules, C_LOST, side, detail, now, out)
+    elif other.pending:
+        other.pending = 0
+        raise_fate(other, RESET)
+    leg.gone = 1
+    leg.pending = 0
+    leg.queued = 0
+    out.count[side] = 0
+    set_reading(relay, rules)
+
+
+cdef void relay_sent(Relay *relay, const Rules *rules, int side, size_t size, double now) noexcept nogil:
+    cdef Leg *leg = &relay.legs[side]
+    leg.bytes_out += size
+    leg.queued -= size
+    leg.taken_at = now
+    if leg.clogged and leg.queued <= rules.max_queue // 2:
+        leg.clogged = 0
+        set_reading(relay, rules)
+
+
+cdef void relay_end(Relay *relay, const Rules *rules, int cause, double now, Output *out) noexcept nogil:
+    cdef int side
+    cdef Leg *leg
+    if cause == C_KILLED:
+        if not relay.cause:
+            end_with(relay, rules, cause, NO_SIDE, D_KILLED, now, out)
+        relay.ending_at = relay.deadline = now
+        for side in range(2):
+            leg = &relay.legs[side]
+            if leg.pending:
+                leg.pending = 0
+                raise_fate(leg, RESET)
+            raise_fate(leg, CLOSE)
+    elif not relay.cause and relay.first == NO_SIDE:
+        end_with(relay, rules, cause, NO_SIDE, D_BY_ORDER, now, out)
+    set_reading(relay, rules)
+
+
+cdef void relay_tick(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil:
+    cdef int side
+    cdef Leg *leg
+    cdef bint cut
+    if relay.cause:
+        if now >= relay.ending_at:
+            for side in range(2):
+                leg = &relay.legs[side]
+                cut = leg.pending or leg.queued
+                leg.pending = 0
+                raise_fate(leg, RESET if cut else CLOSE)
+    elif now >= relay.closing_at:
+        unanswered(relay, rules, now, out)
+    elif now >= relay.session_at and relay.first == NO_SIDE:
+        end_with(relay, rules, C_SESSION_TIMEOUT, NO_SIDE, D_SESSION, now, out)
+    else:
+        tick_open(relay, rules, now, out)
+    set_deadline(relay, rules, now)
+    set_reading(relay, rules)
+
+
+# --- Ends --------------------------------------------------------------------------------------
+
+cdef void received_while_ending(
+    Relay *relay, const Rules *rules, int side, uint8_t *data, size_t size, double now, Output *out
+) noexcept nogil:
+    """Thrown away, but for the rest of a frame behind which a farewell waits."""
+    cdef Leg *other = &relay.legs[1 - side]
+    cdef Cursor *cursor = &relay.legs[side].cursor
+    cdef int wrong
+    if not other.pending:
+        return
+    if size > cursor.remaining:
+        size = cursor.remaining
+    if rules.raw:
+        wrong = pass_payload(relay, rules, data, size, now, out, True)
+    else:
+        queue_up(other, out, 1 - side, data, size)
+        wrong = 0
+    if not wrong:
+        wrong = advance(relay, rules, cursor, size)
+    if wrong:
+        other.pending = 0
+        raise_fate(other, RESET)
+        out.count[1 - side] = 0
+        return
+    if not cursor.remaining:
+        other.pending = 0
+        say(relay, rules, 1 - side, other.pending_code, other.pending_reason, out)
+
+
+cdef void on_close(
+    Relay *relay, const Rules *rules, int side, uint32_t code, uint8_t *frame, size_t size, double now, Output *out
+) noexcept nogil:
+    """A valid Close came from this side."""
+    cdef Leg *leg = &relay.legs[side]
+    cdef Leg *other = &relay.legs[1 - side]
+    leg.close_received = <int32_t>code
+    if other.raw:
+        settle(relay, rules, C_CLOSED, side, D_NONE, now)
+        say(relay, rules, side, <int32_t>code, R_NONE, out)
+        raise_fate(other, FINISH)
+        return
+    if other.fate == OPEN and not other.gone:
+        put(relay, rules, 1 - side, frame, size, now, out)
+        other.close_sent = <int32_t>code
+    if other.close_received != NO_CLOSE or other.finished:
+        settle(relay, rules, C_CLOSED if other.close_received != NO_CLOSE else C_FINISHED, relay.first, D_NONE, now)
+        after_farewell(relay, CLIENT)
+        after_farewell(relay, UPSTREAM)
+    elif relay.first == NO_SIDE:
+        relay.first = <uint8_t>side
+        await_answer(relay, rules, now)
+
+
+cdef void finished_raw(Relay *relay, const Rules *rules, int side, double now, Output *out) noexcept nogil:
+    """FIN without Close where the upstream is raw."""
+    cdef Cursor *cursor = &relay.legs[side].cursor
+    if side == CLIENT:
+        settle(relay, rules, C_CUT if cursor.remaining or cursor.tail else C_FINISHED, side, D_FIN_NO_CLOSE, now)
+        raise_fate(&relay.legs[UPSTREAM], RESET)
+        out.count[UPSTREAM] = 0
+        raise_fate(&relay.legs[CLIENT], CLOSE)
+    elif rules.raw_text and cursor.tail:
+        end_with(relay, rules, C_TEXT, side, D_STREAM_END, now, out)
+    else:
+        settle(relay, rules, C_FINISHED, side, D_NONE, now)
+        bid(relay, rules, CLIENT, 1000, R_NONE, out)
+        bid(relay, rules, UPSTREAM, FIN_ONLY, R_NONE, out)
+
+
+cdef void finished_between_frames(Relay *relay, const Rules *rules, int side, double now) noexcept nogil:
+    """FIN without Close: passed on, and what the other still says is delivered."""
+    cdef Leg *other = &relay.legs[1 - side]
+    raise_fate(other, FINISH)
+    if relay.first == NO_SIDE:
+        relay.first = <uint8_t>side
+        await_answer(relay, rules, now)
+    if other.finished or other.close_received != NO_CLOSE:
+        settle(relay, rules, C_FINISHED, relay.first if other.close_received == NO_CLOSE else side, D_FIN_NO_CLOSE, now)
+        after_farewell(relay, CLIENT)
+        after_farewell(relay, UPSTREAM)
+
+
+cdef inline void sooner(Relay *relay, double at) noexcept nogil:
+    if at < relay.deadline:
+        relay.deadline = at
+
+
+cdef void await_answer(Relay *relay, const Rules *rules, double now) noexcept nogil:
+    relay.closing_at = now + rules.close_timeout
+    sooner(relay, relay.closing_at)
+
+
+cdef void unanswered(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil:
+    """A Close or a FIN was not answered in time."""
+    cdef Leg *first = &relay.legs[relay.first]
+    cdef Leg *other = &relay.legs[1 - relay.first]
+    if first.close_received != NO_CLOSE:
+        end_with(relay, rules, C_UNANSWERED, 1 - relay.first, D_NO_ANSWER, now, out)
+    else:
+        settle(relay, rules, C_FINISHED, relay.first, D_NO_FINISH, now)
+        raise_fate(other, RESET)
+        raise_fate(first, RESET if first.queued or other.cursor.remaining else CLOSE)
+
+
+cdef void settle(Relay *relay, const Rules *rules, int cause, int side, int detail, double now) noexcept nogil:
+    """The cause is settled; from here on the relay is ending."""
+    relay.cause = <uint8_t>cause
+    relay.side = <uint8_t>side
+    relay.detail = <uint8_t>detail
+    relay.ending_at = now + rules.close_timeout
+    sooner(relay, relay.ending_at)
+
+
+cdef void end_with(Relay *relay, const Rules *rules, int cause, int side, int detail, double now, Output *out) noexcept nogil:
+    """Settle the cause and tell both sides, by the table of ends (gateway.relaying.FAREWELLS)."""
+    cdef Leg *offender
+    cdef Leg *other
+    cdef int code
+    settle(relay, rules, cause, side, detail, now)
+    if side == NO_SIDE:
+        end_by_order(relay, rules, cause, out)
+        return
+    offender, other = &relay.legs[side], &relay.legs[1 - side]
+    if cause in (C_LOST, C_SILENT, C_STALLED, C_UNANSWERED):
+        raise_fate(offender, RESET)
+        code = 0
+    elif cause == C_CUT:
+        raise_fate(offender, CLOSE)
+        code = 0
+    elif cause == C_FRAMING:
+        code = 1002
+    elif cause == C_TEXT:
+        code = 1007
+    elif cause == C_TOO_BIG:
+        code = 1009
+    else:
+        code = 1008
+    if other.raw:
+        raise_fate(other, RESET)
+    elif side == CLIENT:
+        bid(relay, rules, UPSTREAM, 1001, R_CLIENT_FAILED, out)
+    else:
+        bid(relay, rules, CLIENT, 1014, R_UPSTREAM_FAILED, out)
+    if code:
+        if offender.raw:
+            raise_fate(offender, RESET)
+        else:
+            bid(relay, rules, side, code, R_DETAIL, out)
+
+
+cdef void end_by_order(Relay *relay, const Rules *rules, int cause, Output *out) noexcept nogil:
+    """Nobody's fault: the gateway's own order or the route's."""
+    cdef int code = 1001, reason = R_IDLE
+    if cause == C_SESSION_TIMEOUT:
+        code, reason = rules.session_code, R_SESSION
+    elif cause == C_DRAIN or cause == C_KILLED:
+        code, reason = rules.drain_code, R_DRAIN
+    elif cause == C_POLICY:
+        code, reason = 1008, R_POLICY
+    bid(relay, rules, CLIENT, code, reason, out)
+    bid(relay, rules, UPSTREAM, FIN_ONLY if relay.legs[UPSTREAM].raw else 1001, reason, out)
+
+
+cdef void bid(Relay *relay, const Rules *rules, int side, int code, int reason, Output *out) noexcept nogil:
+    """Say farewell now, or at the end of the frame under way, or never if that is cut."""
+    cdef Leg *leg = &relay.legs[side]
+    cdef Leg *source = &relay.legs[1 - side]
+    if leg.gone or leg.fate >= CLOSE:
+        return
+    if not source.cursor.remaining:
+        say(relay, rules, side, code, reason, out)
+    elif source.cursor.broken or source.finished or source.gone or source.fate >= CLOSE:
+        raise_fate(leg, RESET)
+        out.count[side] = 0
+    else:
+        leg.pending = 1
+        leg.pending_code = code
+        leg.pending_reason = <uint8_t>reason
+
+
+cdef void say(Relay *relay, const Rules *rules, int side, int code, int reason, Output *out) noexcept nogil:
+    """Put the farewell behind what is queued. Toward raw bytes it is FIN alone."""
+    cdef Leg *leg = &relay.legs[side]
+    cdef uint8_t payload[2 + 160]
+    cdef size_t size = 0, whole
+    cdef uint8_t *frame
+    if code != FIN_ONLY and leg.close_sent == NO_CLOSE and leg.fate == OPEN:
+        if code != 1005:
+            payload[0] = <uint8_t>(code >> 8)
+            payload[1] = <uint8_t>code
+            size = 2 + reason_text(relay, rules, reason, <char *>payload + 2)
+        frame = own_frame(out, side, OP_CLOSE, payload, size, &whole)
+        queue_up(leg, out, side, frame, whole)
+        leg.close_sent = code
+    after_farewell(relay, side)
+
+
+cdef size_t reason_text(const Relay *relay, const Rules *rules, int reason, char *into) noexcept nogil:
+    """A reason of 123 bytes at most, into 160 bytes; gives its size."""
+    cdef const char *text = b""
+    if reason == R_DETAIL:
+        snprintf(
+            into, 160, SENTENCES[relay.detail],
+            <unsigned long long>relay.detail_size, <unsigned long long>relay.detail_limit,
+        )
+        return strlen(into)
+    if reason == R_DRAIN and rules.drain_reason_size:
+        memcpy(into, rules.drain_reason, rules.drain_reason_size)
+        return rules.drain_reason_size
+    if reason == R_UPSTREAM_FAILED:
+        text = b"upstream failed"
+    elif reason == R_CLIENT_FAILED:
+        text = b"client failed"
+    elif reason == R_IDLE:
+        text = b"idle timeout"
+    elif reason == R_SESSION:
+        text = b"session timeout"
+    elif reason == R_DRAIN:
+        text = b"gateway is going away"
+    elif reason == R_POLICY:
+        text = b"policy"
+    memcpy(into, text, strlen(text))
+    return strlen(text)
+
+
+cdef void after_farewell(Relay *relay, int side) noexcept nogil:
+    """Half-close toward the client and linger; let a `ws` upstream close first (7.1.1)."""
+    cdef Leg *leg = &relay.legs[side]
+    if leg.finished:
+        raise_fate(leg, CLOSE)
+    elif side == CLIENT or leg.raw:
+        raise_fate(leg, FINISH)
+
+
+# --- Time and back-pressure --------------------------------------------------------------------
+
+cdef void set_reading(Relay *relay, const Rules *rules) noexcept nogil:
+    """Back-pressure crosses the relay; what is only thrown away is always read."""
+    cdef int side
+    cdef Leg *leg
+    cdef Leg *other
+    for side in range(2):
+        if relay.legs[side].queued >= rules.max_queue:
+            relay.legs[side].clogged = 1
+    for side in range(2):
+        leg, other = &relay.legs[side], &relay.legs[1 - side]
+        if leg.gone or leg.finished or leg.fate >= CLOSE:
+            leg.reading = 0
+        elif (relay.cause and not other.pending) or leg.close_received != NO_CLOSE:
+            leg.reading = 1
+        else:
+            leg.reading = not (other.clogged or (other.raw and leg.clogged))
+
+
+cdef void tick_open(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil:
+    """Stalled, idle, silent; heartbeats."""
+    cdef int side
+    cdef Leg *leg
+    for side in range(2):
+        leg = &relay.legs[side]
+        if leg.queued and rules.write_timeout > 0 and now >= leg.taken_at + rules.write_timeout:
+            end_with(relay, rules, C_STALLED, side, D_STALLED, now, out)
+            return
+    if relay.first != NO_SIDE:
+        return
+    if rules.idle_timeout > 0 and now >= relay.active_at + rules.idle_timeout:
+        end_with(relay, rules, C_IDLE, NO_SIDE, D_IDLE, now, out)
+        return
+    if rules.heartbeat > 0:
+        for side in range(2):
+            if not relay.legs[side].raw and is_silent(relay, rules, side, now, out):
+                end_with(relay, rules, C_SILENT, side, D_SILENT, now, out)
+                return
+
+
+cdef bint is_silent(Relay *relay, const Rules *rules, int side, double now, Output *out) noexcept nogil:
+    """Ping a leg that is quiet; True if it gave no sign of life after that."""
+    cdef Leg *leg = &relay.legs[side]
+    cdef uint8_t *frame
+    cdef size_t whole
+    if leg.probe_at != 0:
+        if leg.heard_at < leg.probe_at:
+            return now >= leg.probe_at + rules.heartbeat_timeout
+        leg.probe_at = 0
+    if now < leg.heard_at + rules.heartbeat:
+        return False
+    if leg.foreign_ping_at != 0:
+        leg.probe_at = leg.foreign_ping_at if leg.foreign_ping_at > leg.heard_at else now
+    elif not relay.legs[1 - side].cursor.remaining:
+        random_bytes(leg.ping_payload, 8)
+        leg.ping_waits = 1
+        frame = own_frame(out, side, OP_PING, leg.ping_payload, 8, &whole)
+        put(relay, rules, side, frame, whole, now, out)
+        leg.pings_sent += 1
+        leg.ping_at = leg.probe_at = now
+    return False
+
+
+cdef void set_deadline(Relay *relay, const Rules *rules, double now) noexcept nogil:
+    """The earliest time at which `relay_tick` may have something to do."""
+    cdef int side
+    cdef Leg *leg
+    if relay.cause:
+        relay.deadline = INFINITY if relay_is_over(relay) else relay.ending_at
+        return
+    relay.deadline = relay.closing_at
+    for side in range(2):
+        leg = &relay.legs[side]
+        if leg.queued and rules.write_timeout > 0:
+            sooner(relay, leg.taken_at + rules.write_timeout)
+    if relay.first == NO_SIDE:
+        sooner(relay, relay.session_at)
+        if rules.idle_timeout > 0:
+            sooner(relay, relay.active_at + rules.idle_timeout)
+        if rules.heartbeat > 0:
+            for side in range(2):
+                if not relay.legs[side].raw:
+                    sooner(relay, heartbeat_at(&relay.legs[side], rules, now))
+
+
+cdef double heartbeat_at(const Leg *leg, const Rules *rules, double now) noexcept nogil:
+    """When this leg is to be looked at for its heartbeat."""
+    cdef double at
+    if leg.probe_at != 0 and leg.heard_at < leg.probe_at:
+        return leg.probe_at + rules.heartbeat_timeout
+    at = leg.heard_at + rules.heartbeat
+    if at > now:
+        return at
+    return now + (PING_RETRY if PING_RETRY < rules.heartbeat else rules.heartbeat)
+
+
+# --- For the Python side -----------------------------------------------------------------------
+
+cdef void rules_from(Rules *rules, object terms) except *:
+    """A copy of a `RelayRules`."""
+    cdef bytes reason = terms.drain_reason.encode()[:123].decode("utf-8", "ignore").encode()
+    memset(rules, 0, sizeof(Rules))
+    rules.raw = terms.raw
+    rules.raw_text = terms.raw_text
+    rules.deflate = terms.deflate
+    rules.max_message = terms.max_message
+    rules.max_frame = terms.max_frame
+    rules.max_queue = terms.max_queue
+    rules.idle_timeout = terms.idle_timeout
+    rules.write_timeout = terms.write_timeout
+    rules.close_timeout = terms.close_timeout
+    rules.session_timeout = terms.session_timeout
+    rules.session_code = terms.session_code
+    rules.heartbeat = terms.heartbeat
+    rules.heartbeat_timeout = terms.heartbeat_timeout
+    rules.drain_code = terms.drain_code
+    rules.drain_reason_size = <uint8_t>len(reason)
+    memcpy(rules.drain_reason, <const char *>reason, len(reason))
+
+
+cdef object counts_of(const Relay *relay, int side):
+    """A `LegCounts`."""
+    cdef const Leg *leg = &relay.legs[side]
+    return LegCounts(
+        bytes_in=leg.bytes_in,
+        bytes_out=leg.bytes_out,
+        frames=leg.wrapped if leg.raw else leg.cursor.frames,
+        messages=leg.wrapped if leg.raw else leg.cursor.messages,
+        payload=leg.bytes_in if leg.raw else leg.cursor.payload,
+        copied=leg.bytes_in - leg.spliced,
+        spliced=leg.spliced,
+        close_received=None if leg.close_received == NO_CLOSE else leg.close_received,
+        close_sent=None if leg.close_sent == NO_CLOSE else leg.close_sent,
+        pings_sent=leg.pings_sent,
+        round_trip=None if leg.round_trip < 0 else leg.round_trip,
+    )
+
+
+cdef tuple outcome_of(const Relay *relay):
+    """Cause, side and detail, as `RelayEnded` has them."""
+    cdef char text[160]
+    cause = CAUSES[relay.cause]
+    side = None if relay.side == NO_SIDE else Side(relay.side)
+    if relay.detail >= D_FAULT:
+        return cause, side, FAULTS[relay.detail - D_FAULT].value
+    if relay.detail == D_BY_ORDER:
+        return cause, side, cause.value
+    snprintf(
+        text, sizeof(text), SENTENCES[relay.detail],
+        <unsigned long long>relay.detail_size, <unsigned long long>relay.detail_limit,
+    )
+    return cause, side, (<bytes>text).decode()
+
+
+cdef int cause_number(object cause) except -1:
+    return CAUSES.index(cause)
+
+
+cdef int fault_detail(object fault) except -1:
+    """The detail of a loss, for `relay_lost`."""
+    return D_FAULT + FAULTS.index(fault)
+
+
+def sizes() -> dict[str, int]:
+    """Bytes of the structs, for the pages on memory and their tests."""
+    return {"Relay": sizeof(Relay), "Rules": sizeof(Rules), "Output": sizeof(Output)}
