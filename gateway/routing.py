@@ -261,7 +261,7 @@ def parse_path(path: str, place: str = "path") -> PathPattern:
     """Read a route's `path`. Raises TableError, with `place` in it, for what is no pattern."""
     expected = 'a path such as "/chat", "/rooms/{room}" or "/files/*"'
     if not path.startswith("/"):
-        raise TableError(place, quoted(path), expected, f'write "/{path[:40]}"')
+        raise TableError(place, quoted(path), expected, f"write {quoted('/' + path)}")
     rest = path.endswith("/*")
     try:
         written = normalise_path(path.removesuffix("/*") or "/")
@@ -290,7 +290,7 @@ def check_rewrite(rewrite: str, pattern: PathPattern, place: str = "rewrite") ->
     """Raise TableError if `rewrite` cannot make a target from what `pattern` captures."""
     expected = 'a path such as "/v2/{room}/{*}"'
     if not rewrite.startswith("/"):
-        raise TableError(place, quoted(rewrite), expected, f'write "/{rewrite[:40]}"')
+        raise TableError(place, quoted(rewrite), expected, f"write {quoted('/' + rewrite)}")
     known = [name for name, _ in pattern.names] + ["*"] * pattern.rest
     for name in _PLACEHOLDER.findall(rewrite):
         if name not in known:

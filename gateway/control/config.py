@@ -32,6 +32,7 @@ from gateway.control.config_schema import (
     Place,
     Section,
     home_of,
+    shown_key,
 )
 from gateway.control.config_values import described, name
 from gateway.errors import TableError
@@ -183,7 +184,7 @@ class _Draft:
         self._listeners.append(Listener(**(values | {"address": address})))
 
     def _read_upstream(self, key: str, written: object, document: _Document) -> None:
-        place = document.table(f"[upstream.{key}]")
+        place = document.table(f"[upstream.{shown_key(key)}]")
         try:
             name(key, place.text)
         except TableError as error:

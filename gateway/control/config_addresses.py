@@ -59,7 +59,8 @@ def in_folder(file: str, folder: Path) -> str:
 def listen_address(value: object, place: str) -> Address:
     """Where to listen: an IP literal and port, or a Unix socket. Port 0 is any free one."""
     if isinstance(value, int) and not isinstance(value, bool):
-        raise TableError(place, described(value), _LISTEN, f'write "0.0.0.0:{value}"')
+        remedy = f'write "0.0.0.0:{value}"' if 0 <= value <= 65535 else ""
+        raise TableError(place, described(value), _LISTEN, remedy)
     text = string(value, place, _LISTEN)
     if text.startswith("unix:"):
         return Address(path=socket_file(text.removeprefix("unix:"), text, place))
@@ -87,7 +88,7 @@ def socket_file(file: str, text: str, place: str) -> str:
         remedy = "it names a file, without parameters"
         raise TableError(place, quoted(text), expected, remedy)
     if file.startswith("//"):
-        remedy = f'write one slash, as in "unix:/{file.lstrip("/")[:40]}"'
+        remedy = f"write one slash, as in {quoted('unix:/' + file.lstrip('/'))}"
         raise TableError(place, quoted(text), expected, remedy)
     check_socket_length(file, place)
     return file
@@ -112,7 +113,7 @@ def upstream_url(value: object, place: str) -> Url:
         raise TableError(place, quoted(text), _URL, f'the scheme "{scheme}" is not built yet')
     if not colon or family not in SCHEMES or transport not in ("", "unix"):
         plain = _HOST_AND_PORT.fullmatch(text)
-        remedy = f'write "ws://{text[:60]}"' if plain else "begin with ws:, tcp: or builtin:"
+        remedy = f"write {quoted('ws://' + text)}" if plain else "begin with ws:, tcp: or builtin:"
         raise TableError(place, quoted(text), _URL, remedy)
     if scheme == "builtin":
         if tail not in BUILTINS:
@@ -215,7 +216,7 @@ def _unix_url(family: str, tail: str, text: str, place: str) -> Url:
     if family == "builtin":
         raise TableError(place, quoted(text), _URL, 'write "builtin:echo" or "builtin:page"')
     if tail.startswith("//"):
-        remedy = f'write "{family}+unix:/{tail.lstrip("/")[:60]}"'
+        remedy = f"write {quoted(f'{family}+unix:/' + tail.lstrip('/'))}"
         raise TableError(place, quoted(text), _URL, remedy)
     file, colon, path = tail.partition(":")
     if colon and not path.startswith("/"):

@@ -33,7 +33,12 @@ class Place:
 
     def key(self, key: str) -> "Place":
         """A key in here."""
-        return Place(self.file, f"{self.text}, {key if _BARE_KEY.fullmatch(key) else quoted(key)}")
+        return Place(self.file, f"{self.text}, {shown_key(key)}")
+
+
+def shown_key(key: str) -> str:
+    """A key as TOML has it: in quotes where it needs them."""
+    return key if _BARE_KEY.fullmatch(key) else quoted(key)
 
 
 class Mistakes:
