@@ -200,6 +200,7 @@ class Cursor:
         "_text",
         "_utf8",
         "broken",
+        "closed",
         "deflate",
         "fragmented",
         "frames",
@@ -228,6 +229,7 @@ class Cursor:
         self.max_frame = max_frame
         self.unwrap = unwrap
         self.broken = False
+        self.closed = False        # a Close came: nothing counts behind it (RFC 6455 1.4)
         self.remaining = 0         # payload bytes still to come of the data frame under way
         self.fragmented = False    # inside a message, after a frame without FIN
         self.message_size = 0      # payload bytes that the headers of this message promised
@@ -252,8 +254,8 @@ class Cursor:
         return bool(self._held)
 
     def feed(self, data: bytes) -> list[Step]:
-        """Walk on over `data`. After `BROKEN`, which is always the last step, do not feed."""
-        assert not self.broken
+        """Walk on over `data`. After `BROKEN` or a Close, always the last step, do not feed."""
+        assert not (self.broken or self.closed)
         if self._held:
             data = self._held + data
             self._held = b""
@@ -275,8 +277,12 @@ class Cursor:
                 if opcode >= CLOSE:
                     if at > start and not self.unwrap:
                         steps.append(Step(Kind.PASS, data[start:at]))
+                        start = at
                     steps.append(self._control(opcode, data[at : at + size + length], size))
                     at = start = at + size + length
+                    if opcode == CLOSE:
+                        self.closed = True
+                        return steps
                 else:
                     self._open(data, at, size, length)
                     at += size

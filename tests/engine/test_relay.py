@@ -13,6 +13,7 @@ from gateway.leg import Fate
 from gateway.relaying import Relay
 
 LIVES = 1500
+CLOSES = [b"", b"\x03\xe8", b"\x0f\xa0bye", b"\x03\xed", b"\x03\xe8\xff"]
 FAULTS = ["reset", "timed out", "unreachable"]
 
 
@@ -57,7 +58,7 @@ def random_frames(chance: random.Random, side: Side, text: bool) -> bytes:
         if opcode == frames.PONG and chance.random() < 0.5:
             payload = bytes(range(1, 9))                  # as if it answered our ping
         if opcode == frames.CLOSE:
-            payload = chance.choice([b"", b"\x03\xe8", b"\x0f\xa0bye", b"\x03\xed", b"\x03\xe8\xff"])
+            payload = chance.choice(CLOSES)
             if chance.random() < 0.5:
                 continue
         if opcode >= frames.CLOSE:

@@ -1,9 +1,14 @@
-"""The relay's rules as conversations: facts in, and what each leg is sent and becomes."""
+"""The relay's rules as conversations: facts in, and what each leg is sent and becomes.
+
+Every test runs through the reference in Python and through the compiled rules.
+"""
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from gateway.engine.compiled import CompiledRelay
 
 from gateway import frames
 from gateway.events import Cause, RelayRules, Side
@@ -28,12 +33,20 @@ def close(code: int, reason: str = "") -> bytes:
     return frames.build_close(code, reason)
 
 
+@pytest.fixture(autouse=True, params=[Relay, CompiledRelay], ids=["reference", "compiled"])
+def rules_in(request: pytest.FixtureRequest) -> None:
+    """Which implementation `Line` is made of."""
+    Line.factory = request.param
+
+
 class Line:
     """A relay and its two far ends: what was sent to each, with a clock that the test sets."""
 
-    def __init__(self, **rules: object):
+    factory: Any = Relay
+
+    def __init__(self, **rules: Any):
         self.now = 100.0
-        self.relay = Relay(RelayRules(**rules), self.now, lambda n: bytes(range(1, n + 1)))  # type: ignore[arg-type]
+        self.relay = self.factory(RelayRules(**rules), self.now, lambda n: bytes(range(1, n + 1)))
         self.got = {C: b"", U: b""}
 
     def receive(self, side: Side, data: bytes) -> None:
