@@ -1,13 +1,24 @@
 """Fixtures of the end-to-end tests: each runs on every engine of `kit.ENGINES`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from end_to_end.kit import ENGINES, Ends, Gateway, Starter, launch
+from end_to_end.kit import ENGINES, RUNNING, Ends, Gateway, Starter, launch
 from end_to_end.wire import Upstream
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows what its gateways said last."""
+    report = yield
+    if report.failed:
+        for number, gateway in enumerate(RUNNING, 1):
+            report.sections.append((f"gateway {number}, stderr", "\n".join(gateway.err.lines[-30:])))
+            report.sections.append((f"gateway {number}, stdout", "\n".join(gateway.out.lines[-3:])))
+    return report
 
 
 @pytest.fixture(scope="module", params=ENGINES)

@@ -24,6 +24,7 @@ from end_to_end.wire import PATIENCE, Head, Upstream, Wire, connect, switching, 
 
 COMMAND = [sys.executable, "-m", "gateway"]
 ENGINES = ["uvloop"]
+RUNNING: list["Gateway"] = []  # for the report of a test that fails
 START_LIMIT = 30.0  # seconds; a machine that runs other things besides is slow to import
 
 Record = dict[str, Any]
@@ -225,10 +226,12 @@ def launch(
         cwd=folder,
     )
     gateway = Gateway(process)
+    RUNNING.append(gateway)
     try:
         gateway.wait_started(_listeners(text))
         yield gateway
     finally:
+        RUNNING.remove(gateway)
         gateway.end()
 
 

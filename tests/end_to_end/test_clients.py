@@ -85,9 +85,26 @@ def url(request: pytest.FixtureRequest, gateway: Gateway) -> str:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("compression", [None, "deflate"])
 def test_binary_messages_come_back_whole(url: str, size: int, compression: str | None) -> None:
-    """Every form of the length, with and without permessage-deflate."""
+    """Every form of the length, with and without permessage-deflate.
+
+    The gateway's own echo answers while it hears, so that who only sends is stalled in the end.
+    """
     message = random.Random(size).randbytes(size)
-    with connect_sync(url, compression=compression, max_size=None) as client:
+
+    async def talk() -> None:
+        async with connect_async(url, compression=compression, max_size=None) as client:
+            sending = asyncio.create_task(client.send(message))
+            assert await client.recv() == message
+            await sending
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("size", [*SIZES[:-1], 3 * MEBIBYTE])
+def test_a_client_in_threads(gateway: Gateway, size: int) -> None:
+    """The same server, and a client that does not read while it sends."""
+    message = random.Random(size).randbytes(size)
+    with connect_sync(gateway.url(), max_size=None) as client:
         client.send(message)
         assert client.recv() == message
 
@@ -215,8 +232,10 @@ def test_websocket_client(url: str) -> None:
         client.send("text")
         assert client.recv() == "text"
         big = os.urandom(3 * MEBIBYTE)
-        client.send_binary(big)
+        sender = threading.Thread(target=client.send_binary, args=(big,))
+        sender.start()
         assert client.recv() == big
+        sender.join()
         client.ping("hello")
         opcode, payload = client.recv_data(control_frame=True)
         assert (opcode, payload) == (websocket.ABNF.OPCODE_PONG, b"hello")

@@ -7,6 +7,7 @@ side is inside a frame that will not be finished, it sees RST, and no Close is p
 import os
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -328,6 +329,49 @@ def test_fin_against_close(ends: Ends) -> None:
     service.finish()
     service.end()
     client.expect_fin()
+
+
+@pytest.mark.parametrize("first", SIDES)
+def test_reset_while_the_other_sends(ends: Ends, first: str) -> None:
+    """The other side is in the middle of a frame of its own: it can be told all the same."""
+    one, other = sides(ends, first)
+    whole = data(other_of(first), bytes(1000))
+    other.send(whole[:500])
+    assert one.exactly(500) == whole[:500]
+    one.reset()
+    assert other.read_close().code == TOLD[first]
+    other.send_anyway(whole[500:])
+    other.finish()
+    assert other.end() == "fin"
+
+
+@pytest.mark.parametrize("first", SIDES)
+def test_close_while_the_other_sends(ends: Ends, first: str) -> None:
+    """A Close passes while a frame comes the other way; that frame and the answer arrive."""
+    one, other = sides(ends, first)
+    whole = data(other_of(first), bytes(1000))
+    other.send(whole[:500])
+    assert one.exactly(500) == whole[:500]
+    one.send(close_frame(1000, masked=first == CLIENT))
+    assert other.read_close().code == 1000
+    other.send(whole[500:] + close_frame(1000, masked=first != CLIENT))
+    assert one.exactly(len(whole) - 500) == whole[500:]
+    assert one.read_close().code == 1000
+
+
+def test_cut_toward_a_unix_socket_shows_itself(start: Starter, tmp_path: Path) -> None:
+    """A Unix socket has no RST; the frame is cut, and nothing is put into it."""
+    with Upstream(path=tmp_path / "app.sock") as listening:
+        gateway = start(head() + route("ws", listening.url("ws"), 'close_timeout = "300ms"'))
+        ends = Ends(gateway, listening)
+        client, service = ends.ws()
+        sent = frame(BINARY, bytes(1000))[:-500]
+        client.send(sent)
+        client.finish()
+        service.end()
+        assert sent.startswith(service.exactly(len(service.received) - service.parsed))
+        ends.close()
+        assert ends.record(cause="cut", blame="client")
 
 
 # --- Broken rules --------------------------------------------------------------------------------

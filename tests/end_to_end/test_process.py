@@ -268,6 +268,16 @@ def test_address_in_use(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_engine_that_does_not_exist(tmp_path: Path) -> None:
+    """1, and the message names those that do."""
+    path = tmp_path / "routes.toml"
+    path.write_text(TABLE.replace('"auto"', '"warp"'))
+    done = run("--routes", str(path))
+    assert done.returncode == 1
+    assert "warp" in done.stderr
+    assert "uvloop" in done.stderr
+
+
 def test_version_and_help() -> None:
     """Both are plain answers: 0."""
     assert run("--version").stdout.startswith("gateway ")

@@ -273,7 +273,7 @@ def test_interim_answers_are_stepped_over(ends: Ends) -> None:
 
 def test_early_bytes_of_both_sides(ends: Ends) -> None:
     """Frames in one piece with the request and with the 101 arrive, and in order."""
-    up = frame(BINARY, os.urandom(300)) + frame(TEXT, b"second")[:4]
+    up = frame(BINARY, os.urandom(300)) + frame(TEXT, b"second")[:10]
     down = frame(TEXT, b"welcome", masked=False) + frame(BINARY, bytes(500), masked=False)[:100]
     client, service = ends.ws(early=up, early_down=down)
     assert service.exactly(len(up)) == up
@@ -425,8 +425,7 @@ def spread(
             chosen.append(number)
             if not hold:
                 client.reset()
-                service.end()
-                service.close()
+                service.reset()
     return chosen
 
 
