@@ -21,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ VENV = Path(".venv")
 PYTHON = VENV / "bin" / "python"
 NODE = Path("tests/end_to_end/node")
 OLDEST = (3, 11)
+PYTHON_H = f"{sysconfig.get_path('include')}/Python.h"
+SOURCES = ("pyproject.toml", "setup.py", "gateway/__init__.py", "gateway/engine/*.p[yx][xd]")
 FUZZER = Path("requirements/fuzz.txt")
 REQUIREMENTS = {"run": Path("requirements/run.txt"), "test": Path("requirements/dev.txt")}
 
@@ -55,8 +58,9 @@ NEEDS = (
     Need("npm", "npm", "clients from npm"),
     Need("chromium", "chromium", "the demo page in a browser"),
     Need("mosquitto", "mosquitto", "MQTT over WebSocket"),
-    Need("cc", "gcc", "the benchmark's own tests"),
-    Need("/usr/include/stdio.h", "libc6-dev", "the benchmark's own tests"),
+    Need("cc", "gcc", "whatever is compiled"),
+    Need("/usr/include/stdio.h", "libc6-dev", "whatever is compiled"),
+    Need(PYTHON_H, "python3-dev", "whatever is compiled"),
     Need("/usr/include/liburing.h", "liburing-dev", "the benchmark's own tests"),
 )
 
@@ -99,8 +103,12 @@ def run(*command: str | Path, cwd: Path | None = None, quiet: bool = False) -> N
 
 
 def digest(*files: Path) -> str:
-    """What a stamp holds: all files' contents, this Python, and where the repository is."""
-    state = hashlib.sha256(f"{sys.version}\0{ROOT}\0".encode())
+    """What a stamp holds: all files' contents, this Python, and where the repository is.
+
+    And whether there is a compiler: once there is one, what was left out can be built.
+    """
+    compiler = [shutil.which("cc"), Path(PYTHON_H).exists()]
+    state = hashlib.sha256(f"{sys.version}\0{ROOT}\0{compiler}\0".encode())
     for file in files:
         state.update(file.read_bytes() + b"\0")
     return state.hexdigest()
@@ -116,9 +124,9 @@ def is_current(stamp: Path, wanted: str) -> bool:
 
 def install_python_packages(level: str) -> None:
     """Make .venv hold the locked packages of this level, and the gateway itself, in place."""
+    sources = sorted(path for pattern in SOURCES for path in Path().glob(pattern))
     wanted = {
-        name: digest(Path("pyproject.toml"), Path("gateway/__init__.py"), requirements)
-        for name, requirements in REQUIREMENTS.items()
+        name: digest(*sources, requirements) for name, requirements in REQUIREMENTS.items()
     }
     stamps = {name: VENV / f"stamp-{name}" for name in REQUIREMENTS}
     enough = ("test",) if level == "test" else ("run", "test")  # dev.txt holds all of run.txt

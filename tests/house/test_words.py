@@ -15,6 +15,7 @@ TEXT = {".py", ".pyx", ".pxd", ".pyi", ".md", ".toml", ".html", ".js", ".sh", ".
 EXEMPT = (
     "tests/house/test_words.py",
     "tests/control/golden/",     # tables that are wrong on purpose
+    "tests/fuzz/corpus/",        # bytes, most of them no text
     "tests/bench/peers/",        # other proxies, configured in their own words
 )
 
