@@ -7,6 +7,7 @@ the chart as SVG. `--report FILE.json` writes the latter two again from a kept r
 import argparse
 import json
 import resource
+import signal
 import subprocess
 import sys
 import venv
@@ -88,21 +89,35 @@ def _plan(wish: argparse.Namespace) -> cases.Plan:
     )
 
 
-def _run(proxies: Sequence[Proxy], chosen: Sequence[cases.Case], plan: cases.Plan) -> report.Run:
+def _run(
+    proxies: Sequence[Proxy], chosen: Sequence[cases.Case], plan: cases.Plan, stem: Path
+) -> report.Run:
+    """The raw rounds are written after each case, and what there is of them at an interrupt."""
     about = {proxy.name: (proxy.kind, proxy.version(), proxy.records) for proxy in proxies}
-    outcome = cases.Outcome()
     with Load(plan.load_core) as load:
-        facts = machine.describe(load.getppid_ns())
+        run = report.Run(
+            outcome=cases.Outcome(),
+            proxies=about,
+            machine=machine.describe(load.getppid_ns()),
+            plan=asdict(plan),
+        )
         try:
             for case in chosen:
-                cases.run_case(case, proxies, load, plan, outcome, _say)
+                cases.run_case(case, proxies, load, plan, run.outcome, _say)
+                _keep(run, stem)
         except KeyboardInterrupt:
             _say("interrupted: what was measured so far is written")
-    return report.Run(outcome=outcome, proxies=about, machine=facts, plan=asdict(plan))
+    _keep(run, stem)
+    return run
+
+
+def _keep(run: report.Run, stem: Path) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(_as_json(run), indent=1))
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"{datetime.now(UTC):%H:%M:%S}  {line}", file=sys.stderr, flush=True)
 
 
 def _as_json(run: report.Run) -> dict[str, Any]:
@@ -126,7 +141,6 @@ def _read(path: Path) -> report.Run:
 
 
 def _write(run: report.Run, stem: Path) -> None:
-    stem.parent.mkdir(parents=True, exist_ok=True)
     text = report.render(run)
     stem.with_suffix(".md").write_text(text)
     stem.with_suffix(".svg").write_text(chart.draw(run))
@@ -154,11 +168,9 @@ def main(words: Sequence[str]) -> None:
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # the proxies inherit it
     able = [proxy for proxy in chosen if proxy.name not in missing]
-    run = _run(able, _chosen_cases(wish.cases), _plan(wish))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the proxies then, too
     stem = wish.results / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(_as_json(run), indent=1))
-    _write(run, stem)
+    _write(_run(able, _chosen_cases(wish.cases), _plan(wish), stem), stem)
 
 
 if __name__ == "__main__":

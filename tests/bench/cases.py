@@ -7,6 +7,7 @@ one; a proxy that fails is out of that case, with its reason kept; a sample hold
 import contextlib
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from .process import Running, StartError
 
 ECHO, IDLE, OPEN = "echo", "idle", "open"
 CYCLES_AT_ONCE = 8
+READY_LIMIT = 5.0    # seconds from listening to the first WebSocket
 Item = TypeVar("Item")
 
 
@@ -110,7 +112,24 @@ def started(proxy: Proxy, mode: str, load: Load, core: int | None) -> Iterator[S
         upstream = load.raw_port if mode == RAW else load.frames_port
         command = proxy.command(mode, port, upstream, place)
         with Running(command, port, place, core) as running:
-            yield Subject(proxy, running, port, proxy.subprotocol(mode))
+            subject = Subject(proxy, running, port, proxy.subprotocol(mode))
+            _await_ready(subject, load)
+            yield subject
+
+
+def _await_ready(subject: Subject, load: Load) -> None:
+    """Until one WebSocket opens: some listen before they have read their routes."""
+    deadline = time.monotonic() + READY_LIMIT
+    while True:
+        try:
+            load.open(subject.port, 1, subject.subprotocol)
+        except LoadError as error:
+            if time.monotonic() > deadline:
+                raise StartError(f"it listens, but: {error}") from None
+            time.sleep(0.05)
+        else:
+            load.close()
+            return
 
 
 def measure(case: Case, subject: Subject, load: Load, plan: Plan) -> dict[str, float]:

@@ -58,7 +58,7 @@ class Running:
         deadline = time.monotonic() + START_LIMIT
         while not is_listening(port):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                tail = self._log.read_text(errors="replace")[-2000:]
+                tail = self._log.read_text(errors="replace")[-600:].strip()
                 raise StartError(f"it does not listen (exit {self._process.poll()}): {tail}")
             time.sleep(0.02)
 

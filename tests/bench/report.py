@@ -202,7 +202,7 @@ def _failures(outcome: Outcome) -> str:
     if not outcome.failures:
         return ""
     lines = [
-        f"- {proxy}, {case}: {' '.join(reason.split())[:300]}"
+        f"- {proxy}, {case}: {' '.join(reason.split())}"
         for (case, proxy), reason in outcome.failures.items()
     ]
     return "## What failed\n\n" + "\n".join(lines)

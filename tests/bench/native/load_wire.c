@@ -248,8 +248,10 @@ static void on_control(struct conn *conn) {
         if (!conn->close_sent) send_control(conn, CLOSE, conn->control_in, conn->control_in_have);
         if (conn->state == OPEN && conn->role == CLIENT) fail(conn, "closed by the other side");
         if (conn->state != DEAD) {
+            /* The server closes first (RFC 6455 7.1.1). The client finishes its side as soon as
+             * it has the answer, since some proxies linger for a second waiting for that. */
             conn->state = CLOSING;
-            if (conn->role == SERVER) shutdown(conn->fd, SHUT_WR); /* RFC 6455 7.1.1 */
+            shutdown(conn->fd, SHUT_WR);
         }
     }
 }
