@@ -16,8 +16,8 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     if report.failed:
         for number, gateway in enumerate(RUNNING, 1):
-            report.sections.append((f"gateway {number}, stderr", "\n".join(gateway.err.lines[-30:])))
-            report.sections.append((f"gateway {number}, stdout", "\n".join(gateway.out.lines[-3:])))
+            said = "\n".join(gateway.err.lines[-30:] + gateway.out.lines[-3:])
+            report.sections.append((f"what gateway {number} said", said))
     return report
 
 
