@@ -184,25 +184,33 @@ class TestReading:
         assert rig.kinds(link) == [Accepted, Received, Closed]
         assert rig.of(link, Closed)[0].fault is Fault.RESET
 
-    def test_bytes_that_wait_behind_a_failed_send_are_received(self, rig: Rig) -> None:
-        """An upstream that refuses, and closes with our bytes unread, has still answered."""
-        link, far = rig.accepted()
-        far.stall()
-        rig.engine.send(link, b"never read")
-        rig.settle()
-        far.send(b"an answer")
-        far.close()                                  # with unread bytes: RST
+    @pytest.mark.parametrize("hold", [False, True])
+    def test_what_came_before_a_failed_send_is_received(self, rig: Rig, *, hold: bool) -> None:
+        """An upstream that refuses, and closes with our bytes unread, has still answered. Who
+        holds the link then has lost it at once."""
+        link, far = rig.accepted(family="unix")
+        answer = noise(3 * contract.READ_MAX)
+        far.send(answer[:-100_000])
+        rig.engine.read(link)
 
-        def hold_off(event: Event) -> None:
+        def talk_on(event: Event) -> None:
             if isinstance(event, Received):
+                if len(rig.data(link)) >= 3 * contract.READ_MAX // 2 and hold:
+                    rig.engine.hold(link)
+                elif len(rig.data(link)) == len(event.data):
+                    far.send(answer[-100_000:])
+                    far.close()
+                    rig.settle_far()
                 rig.engine.send(link, b"into nowhere")
 
-        rig.on_event = hold_off
-        rig.engine.read(link)
-        rig.engine.send(link, b"more")
+        rig.on_event = talk_on
         rig.until(rig.closed(link))
-        assert rig.data(link) in (b"an answer", b"")     # nothing if the loss came before read
-        assert rig.kinds(link)[-1] is Closed
+        assert rig.kinds(link) == [Accepted, Received, Closed]
+        assert rig.of(link, Closed)[0].fault is Fault.RESET
+        if hold:
+            assert len(rig.data(link)) < len(answer)
+        else:
+            assert rig.data(link) == answer
 
     def test_after_finished_it_still_sends(self, rig: Rig) -> None:
         link, far = rig.accepted()
@@ -277,8 +285,16 @@ class TestSending:
         rig.engine.send(link, noise(10_000))
         rig.settle()
         assert rig.kinds(link) == [Accepted, Clogged]
+        left: list[int] = []
+
+        def look(event: Event) -> None:
+            if isinstance(event, Cleared):
+                left.append(rig.engine.stats().queued)
+
+        rig.on_event = look
         far.resume()
         rig.until(lambda: rig.has(link, Cleared))
+        assert left[0] <= QUEUE_HIGH // 2
         rig.until(lambda: rig.engine.stats().queued == 0)
         rig.settle()
         assert rig.kinds(link) == [Accepted, Clogged, Cleared]
@@ -425,17 +441,18 @@ class TestEnding:
         rig.until(rig.closed(link))
         assert len(rig.of(link, Closed)) == 1
 
-    def test_reset_takes_back_what_was_not_delivered(self, rig: Rig) -> None:
-        """Two links have bytes in one turn; the first event resets both."""
+    @pytest.mark.parametrize("verb", ["reset", "close"])
+    def test_they_take_back_what_was_not_delivered(self, rig: Rig, verb: str) -> None:
+        """Two links have bytes in one turn; the first event ends both."""
         one, far_one = rig.accepted()
         two, far_two = rig.accepted()
 
-        def reset_both(event: Event) -> None:
+        def end_both(event: Event) -> None:
             if isinstance(event, Received):
-                rig.engine.reset(one)
-                rig.engine.reset(two)
+                for link in (one, two):
+                    getattr(rig.engine, verb)(link)
 
-        rig.on_event = reset_both
+        rig.on_event = end_both
         far_one.send(b"1")
         far_two.send(b"2")
         rig.settle()

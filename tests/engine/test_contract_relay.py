@@ -284,25 +284,39 @@ class TestRelayEnds:
             rig.until(lambda: other.was_reset)      # the frame under way can never be whole
 
     def test_a_loss_that_is_not_delivered_yet_ends_it(self, rig: Rig) -> None:
-        """The upstream answers, then resets; the relay is ordered when both are known."""
-        client, _ = rig.accepted()
+        """The client speaks and the upstream resets in one turn; the first begins the relay."""
+        client, browser = rig.accepted()
         upstream, server = rig.connected()
 
         def begin(event: Event) -> None:
-            if isinstance(event, TimedOut):
-                rig.engine.relay(client, upstream, QUICK)
+            if isinstance(event, Received):
+                rig.engine.relay(client, upstream, QUICK, event.data)
 
         rig.on_event = begin
+        rig.engine.read(client)
         rig.settle()
+        browser.send(up(b"hello"))
         server.reset()
-        rig.engine.set_timer(client, "now", rig.engine.now())
         rig.until(lambda: rig.has(client, RelayEnded) or rig.has(upstream, Closed))
-        if not rig.has(client, RelayEnded):         # it was delivered just before
-            return
+        if not rig.is_calm and not rig.has(client, RelayEnded):
+            return                                  # they came in another order
+        (ended,) = rig.of(client, RelayEnded)
+        assert (ended.cause, ended.side) == (Cause.LOST, Side.UPSTREAM)
+        assert [type(event) for event in rig.batches[-1]] == [RelayEnded, Closed, Closed]
+        rig.until(lambda: close_code(1014) in browser.received)
+
+    def test_what_a_side_said_before_it_took_nothing_more_still_counts(self, rig: Rig) -> None:
+        """The upstream's Close says why it went; that we fail to send to it says less."""
+        bridge = Bridge(rig, family="unix")
         rig.settle()
-        assert rig.of(client, RelayEnded)[0].cause is Cause.LOST
-        assert rig.of(client, RelayEnded)[0].side is Side.UPSTREAM
-        assert rig.kinds(upstream)[-1] is Closed
+        bridge.browser.send(up(b"one more thing"))
+        bridge.server.send(down(b"no") + down(close_code(1008), frames.CLOSE))
+        bridge.server.close()
+        bridge.browser.finish()
+        ended = bridge.ended()
+        if rig.is_calm:                             # else it may still have been on its way
+            assert bridge.browser.received == down(b"no") + down(close_code(1008), frames.CLOSE)
+            assert ended.counts[Side.UPSTREAM].close_received == 1008
 
     def test_on_a_link_whose_closed_was_delivered_nothing_happens(self, rig: Rig) -> None:
         client, browser = rig.accepted()
