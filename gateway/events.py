@@ -114,6 +114,7 @@ class LegCounts:
     payload: int = 0                     # payload bytes of data frames from this side
     copied: int = 0                      # bytes from this side that went through user space
     spliced: int = 0                     # bytes from this side that never did
+    not_spliced: str = ""                # why nothing was spliced; "" if something was
     close_received: int | None = None    # code of this side's Close; 1005 if it had none
     close_sent: int | None = None        # code of the Close that this side was sent, likewise
     pings_sent: int = 0                  # heartbeats of our own to this side

@@ -11,6 +11,9 @@ from gateway.events import LegCounts, RelayRules, Side
 from gateway.frames import Cursor
 
 
+NOT_SPLICED = "the relay is in Python"   # why these rules copy every byte
+
+
 class Fate(enum.IntEnum):
     """What is to become of a leg. It only ever grows."""
 
@@ -108,6 +111,7 @@ class Leg:
             messages=self.wrapped if self.raw else cursor.messages,
             payload=self.bytes_in if self.raw else cursor.payload,
             copied=self.bytes_in,
+            not_spliced=NOT_SPLICED,
             close_received=self.close_received,
             close_sent=self.close_sent,
             pings_sent=self.pings_sent,

@@ -33,7 +33,7 @@ from libc.stdint cimport uint8_t
 
 from gateway.engine.relay import CAUSES, FAULTS
 from gateway.events import Side
-from gateway.leg import Fate
+from gateway.leg import NOT_SPLICED, Fate
 
 
 class _LegView:
@@ -102,7 +102,7 @@ cdef class CompiledRelay:
         return leg.queued, bool(leg.reading), Fate(leg.fate)
 
     def counts(self):
-        return counts_of(&self._relay, 0), counts_of(&self._relay, 1)
+        return counts_of(&self._relay, 0, NOT_SPLICED), counts_of(&self._relay, 1, NOT_SPLICED)
 
     cdef void _begin(self):
         self._out.count[0] = self._out.count[1] = 0

@@ -19,6 +19,7 @@ import select
 import socket
 from collections import deque
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from gateway.engine import contract
 from gateway.engine.addresses import address_of, family_of, target_of
@@ -38,6 +39,7 @@ from gateway.events import (
     Closed,
     Connected,
     ConnectFailed,
+    Event,
     Finished,
     LegCounts,
     Link,
@@ -46,6 +48,9 @@ from gateway.events import (
     TimedOut,
 )
 from gateway.relaying import Relay
+
+if TYPE_CHECKING:
+    from gateway.engine.compiled_relays import CompiledRelays
 
 CONNECT_RETRY = 0.02               # seconds until a Unix socket with a full backlog is tried again
 PIECES_MAX = 64                    # pieces of a queue that one sendmsg takes
@@ -80,7 +85,8 @@ class SocketEngine(Reactor):
         super().__init__(poller)
         self.relay_factory = relay_factory
         self.buffer = memoryview(bytearray(READ_MAX))    # hot: all links receive into it
-        self.relays = 0
+        self.relays = 0                                  # of the driver in Python
+        self.compiled: CompiledRelays | None = None
         self._listeners: dict[int, ListenerState] = {}
         self._accepted = self._connected = self._closed = 0
 
@@ -363,6 +369,10 @@ class SocketEngine(Reactor):
 
     def reset(self, link: Link) -> None:
         """See contract.Engine.reset."""
+        if self._is_compiled(link):
+            assert self.compiled is not None
+            self.compiled.cut(link)
+            return
         relayed = self._links.get(link)
         if relayed is not None and relayed.relay is not None:
             relayed.relay.cut()
@@ -413,24 +423,59 @@ class SocketEngine(Reactor):
             assert link.state is not State.CONNECTING
             if link.state is State.CLOSING or (link.state is State.DEAD and link.fault is None):
                 return                              # closed by order: its `Closed` is on its way
-        RelayDriver(self, one, two, rules).begin(from_client, from_upstream)
+        if self.compiled is not None and one.is_plain and two.is_plain:
+            self.compiled.begin(one, two, rules, (from_client, from_upstream))
+        else:
+            RelayDriver(self, one, two, rules).begin(from_client, from_upstream)
 
     def end(self, client: Link, cause: Cause) -> None:
         """See contract.Engine.end."""
+        if self._is_compiled(client):
+            assert self.compiled is not None
+            self.compiled.end(client, cause)
+            return
         link = self._links.get(client)
         if link is not None and link.relay is not None:
             link.relay.end(cause)
 
     def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
         """See contract.Engine.inspect."""
+        if self._is_compiled(client):
+            assert self.compiled is not None
+            return self.compiled.inspect(client)
         link = self._links.get(client)
         return None if link is None or link.relay is None else link.relay.relay.counts()
+
+    def _is_compiled(self, link: Link) -> bool:
+        return self.compiled is not None and link in self.compiled.slots
+
+    def detach(self, link: LinkState) -> int:
+        """Give the link's descriptor away; the link itself stays only for the caller's timers."""
+        assert link.sock is not None
+        self.unwatch(link)
+        link.drop_queue()
+        sock, link.sock = link.sock, None
+        if link.timers is None and not link.news:
+            del self._links[link.number]
+        return sock.detach()
+
+    def come_back(self, client: Link, upstream: Link, *batch: Event) -> None:
+        """A relay that was given away has ended."""
+        for number in (client, upstream):
+            link = self._links.setdefault(number, LinkState(number, State.OPEN))
+            self._clear_timers(link)
+            link.state = State.DEAD
+            self._closed += 1
+        self.freed()
+        self.post(self._links[client], *batch)
 
     # --- Timers -----------------------------------------------------------------------------
 
     def set_timer(self, link: Link, name: str, at: float) -> None:
         """See contract.Engine.set_timer."""
         state = self._links.get(link)
+        if state is None and self._is_compiled(link):
+            state = self._links[link] = LinkState(link, State.OPEN)
         if state is None or state.state in (State.CLOSING, State.DEAD):
             return
         self.clear_timer(link, name)
@@ -540,14 +585,15 @@ class SocketEngine(Reactor):
 
     def stats(self) -> Stats:
         """See contract.Engine.stats."""
-        queued = 0
+        compiled = self.compiled
+        queued = compiled.queued if compiled else 0
         for link in self._links.values():
             queued += link.queued
             if link.relay is not None:
                 queued += link.relay.queued_for(link)
         return Stats(
-            links=len(self._links),
-            relays=self.relays,
+            links=len(self._links.keys() | compiled.slots.keys()) if compiled else len(self._links),
+            relays=self.relays + (compiled.live if compiled else 0),
             listeners=len(self._listeners),
             timers=len(self.timers),
             queued=queued,
@@ -560,6 +606,9 @@ class SocketEngine(Reactor):
         """Close what is open, without an event. A stream that is cut must not look whole."""
         for listener in list(self._listeners):
             self.unlisten(listener)
+        if self.compiled is not None:
+            self.compiled.abandon()
+            self.compiled = None
         for link in list(self._links.values()):
             if link.relay is not None:
                 link.relay.abandon()
@@ -572,6 +621,7 @@ class SocketEngine(Reactor):
     def _living(self, link: Link, *, closing: bool = False) -> LinkState | None:
         """The link, unless it is gone or (but for `closing`) ordered to go."""
         state = self._links.get(link)
+        assert not self._is_compiled(link), "this verb on a relayed link is a bug"
         if state is None or state.state is State.DEAD:
             return None
         assert state.relay is None, "this verb on a relayed link is a bug"

@@ -121,6 +121,13 @@ class LinkState(Endpoint):
         super().attach(sock)
         self.is_unix = sock.family == socket.AF_UNIX
 
+    @property
+    def is_plain(self) -> bool:
+        """Alive, and a socket of the kernel's: the compiled driver may have it."""
+        return (
+            self.state is State.OPEN and self.fault is None and type(self.sock) is socket.socket
+        )
+
     def drop_queue(self) -> None:
         """Nothing of it will leave."""
         self.queue = None

@@ -197,14 +197,22 @@ class Reactor:
         sock = owner.sock
         if sock is None:
             return
-        if owner.mask != UNWATCHED:
-            self._poller.unregister(owner.fd)
-            del self._by_fd[owner.fd]
-            owner.mask = UNWATCHED
+        self.unwatch(owner)
         if abort and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
         owner.sock = None
         sock.close()
+        self.freed()
+
+    def unwatch(self, owner: Endpoint) -> None:
+        """The poller forgets its descriptor."""
+        if owner.mask != UNWATCHED:
+            self._poller.unregister(owner.fd)
+            del self._by_fd[owner.fd]
+            owner.mask = UNWATCHED
+
+    def freed(self) -> None:
+        """A descriptor is free again: who waits for one is told at the end of the turn."""
         self._freed = True
         self._wake_outside_turn()
 

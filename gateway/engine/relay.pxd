@@ -20,6 +20,7 @@ cdef enum:
     D_NONE = 0
     D_FAULT = 64                # details from here on: a fault's number
     NO_CAUSE = 0
+    KILLED = 15                 # of the causes, the one that drivers name themselves
     NO_CLOSE = -1               # no Close was received, or sent
     FIN_ONLY = -2               # a farewell without a Close: toward raw bytes
 
@@ -127,7 +128,7 @@ cdef size_t relay_received(
     Relay *relay, const Rules *rules, int side, uint8_t *data, size_t size, double now, Output *out
 ) noexcept nogil
 cdef void relay_spliced(
-    Relay *relay, int side, size_t size, double now, const Rules *rules, Output *out
+    Relay *relay, const Rules *rules, int side, size_t size, double now
 ) noexcept nogil
 cdef void relay_finished(
     Relay *relay, const Rules *rules, int side, double now, Output *out
@@ -135,15 +136,19 @@ cdef void relay_finished(
 cdef void relay_lost(
     Relay *relay, const Rules *rules, int side, int detail, double now, Output *out
 ) noexcept nogil
-cdef void relay_sent(Relay *relay, const Rules *rules, int side, size_t size, double now) noexcept nogil
+cdef void relay_sent(
+    Relay *relay, const Rules *rules, int side, size_t size, double now
+) noexcept nogil
 cdef void relay_tick(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil
-cdef void relay_end(Relay *relay, const Rules *rules, int cause, double now, Output *out) noexcept nogil
+cdef void relay_end(
+    Relay *relay, const Rules *rules, int cause, double now, Output *out
+) noexcept nogil
 cdef bint relay_is_over(const Relay *relay) noexcept nogil
 cdef bint leg_is_done(const Leg *leg) noexcept nogil
 
 # For the drivers' Python side.
 cdef void rules_from(Rules *rules, object terms) except *
-cdef object counts_of(const Relay *relay, int side)
+cdef object counts_of(const Relay *relay, int side, str not_spliced)
 cdef tuple outcome_of(const Relay *relay)
 cdef int cause_number(object cause) except -1
 cdef int fault_detail(object fault) except -1

@@ -53,7 +53,7 @@ cdef enum:
     C_IDLE = 12
     C_SESSION_TIMEOUT = 13
     C_DRAIN = 14
-    C_KILLED = 15
+    C_KILLED = KILLED
 
 # Sentences. Those with a number are formatted; those from D_FAULT on are a fault's.
 cdef enum:
@@ -643,14 +643,22 @@ cdef size_t relay_received(
 
 
 cdef void relay_spliced(
-    Relay *relay, int side, size_t size, double now, const Rules *rules, Output *out
+    Relay *relay, const Rules *rules, int side, size_t size, double now
 ) noexcept nogil:
-    """`size` payload bytes of the frame under way went past user space, and are on their way."""
+    """`size` payload bytes of the frame under way went past user space and are on their way: they
+    count as queued for the other side until `relay_sent`."""
     cdef Leg *leg = &relay.legs[side]
+    cdef Leg *other = &relay.legs[1 - side]
     leg.bytes_in += size
     leg.spliced += size
     leg.heard_at = relay.active_at = now
+    if not other.queued:
+        other.taken_at = now
+        if rules.write_timeout > 0:
+            sooner(relay, now + rules.write_timeout)
+    other.queued += size
     advance(relay, rules, &leg.cursor, size)
+    set_reading(relay, rules)
 
 
 cdef void relay_finished(
@@ -1098,7 +1106,7 @@ cdef void rules_from(Rules *rules, object terms) except *:
     memcpy(rules.drain_reason, <const char *>reason, len(reason))
 
 
-cdef object counts_of(const Relay *relay, int side):
+cdef object counts_of(const Relay *relay, int side, str not_spliced):
     """A `LegCounts`."""
     cdef const Leg *leg = &relay.legs[side]
     return LegCounts(
@@ -1109,6 +1117,7 @@ cdef object counts_of(const Relay *relay, int side):
         payload=leg.bytes_in if leg.raw else leg.cursor.payload,
         copied=leg.bytes_in - leg.spliced,
         spliced=leg.spliced,
+        not_spliced=not_spliced,
         close_received=None if leg.close_received == NO_CLOSE else leg.close_received,
         close_sent=None if leg.close_sent == NO_CLOSE else leg.close_sent,
         pings_sent=leg.pings_sent,

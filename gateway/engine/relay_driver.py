@@ -63,16 +63,14 @@ class RelayDriver:
         for link in self._links:
             link.relay = self
             link.clogged = False
-            if rules.write_timeout and link.sock is not None and not link.is_unix:
-                limit_ms = int((rules.write_timeout + USER_TIMEOUT_SLACK) * 1000)
-                link.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+            set_user_timeout(link, rules)
 
     def begin(self, from_client: bytes, from_upstream: bytes) -> None:
         """Tell the early bytes, those that are read but not delivered too, and what ended."""
         now = self._engine.now()
         for side, early in ((Side.CLIENT, from_client), (Side.UPSTREAM, from_upstream)):
             link = self._links[side]
-            for data in (early, *_undelivered(link)):
+            for data in (early, *undelivered(link)):
                 if data:
                     self.relay.received(side, data, now)
         for side, link in zip(Side, self._links, strict=True):
@@ -194,7 +192,7 @@ class RelayDriver:
         told = False
         try:
             self._engine.flush_queue(link)
-            while leg.queue and link.queue is None and not link.blocked:
+            while leg.queue and not link.blocked:
                 count = self._engine.send_some(link, leg.queue)
                 if count:
                     self.relay.sent(side, count, self._engine.now())
@@ -260,7 +258,14 @@ class RelayDriver:
             self._timer = None
 
 
-def _undelivered(link: LinkState) -> list[bytes]:
+def set_user_timeout(link: LinkState, rules: RelayRules) -> None:
+    """Let the kernel give up a link that acknowledges nothing, by `write_timeout`."""
+    if rules.write_timeout and link.sock is not None and not link.is_unix:
+        limit_ms = int((rules.write_timeout + USER_TIMEOUT_SLACK) * 1000)
+        link.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+
+
+def undelivered(link: LinkState) -> list[bytes]:
     """Bytes that were read from the link and not delivered; takes back all news of its stream.
 
     `finished` and `fault` of the link say the rest. News of a caller's timer stay.

@@ -7,7 +7,7 @@ Facts about uvloop that shape it:
 - `add_reader` per socket would not tell that a held link was reset (libuv watches nothing then),
   reports RST as EBADF, and costs a handle of 0.7 KiB for each. So one epoll descriptor of our own
   holds all sockets, and the loop watches that one, as a single reader. Mask 0 in it still reports
-  RST. The compiled relay is to sit in the same epoll descriptor.
+  RST. Compiled relays have an epoll descriptor of their own, the loop's second reader.
 - It swallows what callbacks raise. So a turn catches it, stops the loop, and `run` raises it; what
   a Python signal handler raises comes by the loop's exception handler and goes the same way.
 - It sets `signal.set_wakeup_fd` while it runs in the main thread, so Python's own handlers run at
@@ -23,9 +23,15 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import uvloop
+
+try:
+    from gateway.engine.compiled_relays import CompiledRelays
+except ImportError:                # nothing was compiled: relays run in Python
+    CompiledRelays = None  # type: ignore[assignment, misc]
 
 from gateway.engine.contract import Deliver
 from gateway.engine.core import SocketEngine
@@ -37,16 +43,23 @@ LATEST_S = 3600.0                  # the loop's timer is set no further away tha
 
 
 class UvEngine(SocketEngine):
-    """See gateway.engine.contract.Engine. Bound to the thread that calls `run`."""
+    """See gateway.engine.contract.Engine. Bound to the thread that calls `run`.
+
+    Relays are compiled where they can be, unless `compiled` is False; then `relay_factory` makes
+    their rules.
+    """
 
     name = "uvloop"
 
-    def __init__(self, relay_factory: RelayFactory = Relay) -> None:
+    def __init__(self, relay_factory: RelayFactory = Relay, *, compiled: bool = True) -> None:
         self._epoll = select.epoll()
         super().__init__(self._epoll, relay_factory)
         self._loop = uvloop.new_event_loop()
         self._loop.set_exception_handler(self._on_loop_error)
         self._loop.add_reader(self._epoll.fileno(), self._guarded_turn)
+        if compiled and CompiledRelays is not None:
+            self.compiled = CompiledRelays(self)
+            self._loop.add_reader(self.compiled.fileno(), self._guarded, self.compiled.drain)
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._error: BaseException | None = None
@@ -95,6 +108,8 @@ class UvEngine(SocketEngine):
     def _shut_down(self) -> None:
         if self._loop.is_closed():
             return
+        if self.compiled is not None:
+            self._loop.remove_reader(self.compiled.fileno())
         self._close_all()
         self._loop.remove_reader(self._epoll.fileno())
         if self._alarm is not None:
@@ -115,11 +130,17 @@ class UvEngine(SocketEngine):
 
     def _guarded_turn(self) -> None:
         """A turn, whose exceptions end `run`."""
+        self._woken = False
+        self._guarded(self._turn)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do a part of a turn; see to it that what it left behind is done soon."""
         if self._stopping or self._error is not None:
             return
-        self._woken = False
         try:
-            self._turn()
+            work()
+            if self.compiled is not None and self.compiled.next_at() <= self.now():
+                self.compiled.tick()
         except BaseException as error:  # noqa: BLE001, raised again by `run`
             self._fail(error)
             return
@@ -142,6 +163,8 @@ class UvEngine(SocketEngine):
     def _set_alarm(self) -> None:
         """One timer of the loop stands for all of ours."""
         at = self.timers.next_at()
+        if self.compiled is not None:
+            at = min(at, self.compiled.next_at())
         if at == self._alarm_at and self._alarm is not None:
             return
         if self._alarm is not None:

@@ -1,0 +1,113 @@
+"""Hands relays over to the compiled driver, and its reports back to the engine.
+
+A relay that is handed over leaves the engine's poller and its table of links: it costs a slot in
+C and two numbers here. Its links come back as news when it has ended.
+
+Never: look at a byte. What the driver does is in `epoll_relays.pyx`.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from gateway.engine.epoll_relays import EpollRelays
+from gateway.engine.link_state import LinkState
+from gateway.engine.relay_driver import set_user_timeout, undelivered
+from gateway.events import Cause, Closed, LegCounts, Link, RelayEnded, RelayRules, Side
+
+if TYPE_CHECKING:
+    from gateway.engine.core import SocketEngine
+
+
+class CompiledRelays:
+    """The compiled relays of one engine. `slots` says which links they have."""
+
+    def __init__(self, engine: "SocketEngine"):
+        self._engine = engine
+        self._driver = EpollRelays()
+        self.slots: dict[Link, int] = {}
+
+    def fileno(self) -> int:
+        """To be watched for reading; `drain` is due when it is readable."""
+        return self._driver.fileno()
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait in user space."""
+        return int(self._driver.stats()["queued"])
+
+    @property
+    def live(self) -> int:
+        """Relays that run."""
+        return self._driver.live
+
+    def begin(
+        self, client: LinkState, upstream: LinkState, rules: RelayRules, early: tuple[bytes, bytes]
+    ) -> None:
+        """Take over two living links."""
+        links = (client, upstream)
+        bytes_first = [
+            (side, data)
+            for side in Side
+            for data in (early[side], *undelivered(links[side]))
+            if data
+        ]
+        queued = tuple(b"".join(link.queue or ()) for link in links)
+        finished = tuple(link.finished for link in links)
+        for link in links:
+            set_user_timeout(link, rules)
+        slot = self._driver.begin(
+            client.number, upstream.number,
+            self._engine.detach(client), self._engine.detach(upstream),
+            rules, bytes_first, queued, finished,
+        )
+        self.slots[client.number] = self.slots[upstream.number] = slot
+        self.report()
+
+    def end(self, link: Link, cause: Cause) -> None:
+        """Ordered from above."""
+        self._driver.end(self.slots[link], cause)
+        self.report()
+
+    def cut(self, link: Link) -> None:
+        """Both sides, at once and without a farewell."""
+        self._driver.cut(self.slots[link])
+        self.report()
+
+    def inspect(self, link: Link) -> tuple[LegCounts, LegCounts]:
+        """Counters of a running relay."""
+        return self._driver.counts(self.slots[link])
+
+    def drain(self) -> None:
+        """Do what is ready."""
+        if self._driver.drain():
+            self.report()
+
+    def next_at(self) -> float:
+        """When `tick` is due; infinite if never."""
+        return self._driver.next_at() if self._driver.live else math.inf
+
+    def tick(self) -> None:
+        """Do what is due."""
+        if self._driver.tick():
+            self.report()
+
+    def report(self) -> None:
+        """Post the ends as news of their clients."""
+        if not self._driver.ended_waiting:
+            return
+        now = self._engine.now()
+        for client, upstream, outcome, counts, faults in self._driver.take_ended():
+            del self.slots[client], self.slots[upstream]
+            cause, side, detail = outcome
+            ended = RelayEnded(
+                now, client, upstream=upstream, cause=cause, side=side, detail=detail,
+                counts=counts,
+            )
+            closed = (Closed(now, client, faults[0]), Closed(now, upstream, faults[1]))
+            self._engine.come_back(client, upstream, ended, *closed)
+
+    def abandon(self) -> None:
+        """The engine stops."""
+        self._driver.abandon_all()
+        self._driver.close()
+        self.slots.clear()
