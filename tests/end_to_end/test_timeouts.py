@@ -157,19 +157,11 @@ def test_quiet_sides_are_pinged_and_pongs_swallowed(ends: Ends) -> None:
 @pytest.mark.parametrize("first", SIDES)
 def test_silent_side_is_lost(ends: Ends, first: str) -> None:
     """No sign of life after the ping: reset, and the other side told."""
-    one, other = both(*ends.ws("/beat"), first)
-    stop = threading.Event()
-
-    def live() -> None:
-        while not stop.is_set():
-            got = other.read_frame()
-            if got.opcode != PING:
-                assert got.code == TOLD[first]
-                return
-            other.send(frame(PONG, got.payload, masked=first != CLIENT))
-
     begun = time.monotonic()
-    live()
+    one, other = both(*ends.ws("/beat"), first)
+    while (got := other.read_frame()).opcode == PING:
+        other.send(frame(PONG, got.payload, masked=first != CLIENT))
+    assert got.code == TOLD[first]
     assert time.monotonic() - begun >= BEAT + 0.4
     assert one.read_frame().opcode == PING
     one.expect_reset()
