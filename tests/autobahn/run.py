@@ -45,7 +45,7 @@ FAST = (
 )
 FAST_MESSAGES = 20
 START_LIMIT = 30.0                     # seconds, for whatever is started
-RUN_LIMIT = 900.0                      # for one run of all chosen cases
+RUN_LIMIT = 1800.0                     # for one run of all chosen cases; usually minutes
 AGAIN_MAX = 40                         # more cases than this are no accident
 STOP_LIMIT = 15.0
 

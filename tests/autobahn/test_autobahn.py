@@ -15,6 +15,7 @@ FAILED = Outcome("FAILED", "OK", 1002)
 LISTED = Difference(("client",), ("3.2",), ("NON-STRICT/OK/1002",), "stopped before the echo")
 
 
+@pytest.mark.timeout(600)              # the first run fetches the suite, too
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_case_is_spoiled_and_no_difference_is_without_a_reason(
     engine: str, tmp_path: Path

@@ -48,9 +48,9 @@ def walk(cursor: Cursor, pieces: list[bytes]) -> tuple[list[Any], bytes]:
                 assert step.detail
                 steps.append(("broken", step.cause, step.detail))
         assert len(cursor._held) <= HELD_MAX
-        if cursor.broken:
-            assert steps[-1][0] == "broken"
-            break
+        if cursor.broken or cursor.closed:
+            assert steps[-1][0] == ("broken" if cursor.broken else "control")
+            break                      # nothing counts behind a Close (RFC 6455 1.4)
     merged = [(step[0], b"".join(step[1])) if step[0] == "pass" else step for step in steps]
     return merged, passed
 
@@ -59,6 +59,7 @@ def state(cursor: Cursor) -> tuple[object, ...]:
     """What a cursor tells of its place in the stream."""
     return (
         cursor.broken,
+        cursor.closed,
         cursor.frames,
         cursor.messages,
         cursor.payload,
