@@ -7,6 +7,8 @@ import os
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 DEBUG = os.environ.get("GATEWAY_DEBUG", "")          # "1": checks; "asan": with sanitizers too
 FLAGS = ["-O3", "-fno-strict-aliasing", "-Wno-unused-function", "-Wno-sign-compare"]
@@ -25,8 +27,25 @@ def part(name: str) -> Extension:
         [f"gateway/engine/{name}.pyx"],
         extra_compile_args=FLAGS,
         extra_link_args=LINK,
-        optional=True,
     )
 
 
-setup(ext_modules=cythonize([part("relay"), part("compiled"), part("epoll_relays")], quiet=True))
+class BuildWhatCanBe(build_ext):
+    """Leaves an optional part out also where there is no compiler at all.
+
+    setuptools itself forgives a compiler that fails, but not one that cannot be started.
+    """
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one part. Raises CompileError, which is forgiven for an optional one."""
+        try:
+            super().build_extension(ext)
+        except OSError as error:
+            raise CompileError(str(error)) from error
+
+
+PARTS = cythonize([part("relay"), part("compiled"), part("epoll_relays")], quiet=True)
+for one in PARTS:
+    one.optional = True  # only now: cythonize makes new ones, and would forget it
+
+setup(cmdclass={"build_ext": BuildWhatCanBe}, ext_modules=PARTS)
