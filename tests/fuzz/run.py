@@ -6,19 +6,24 @@
 
 The seconds are for all targets together. It begins with the kept corpus and with what earlier runs
 have grown in `.tools/fuzz/corpus`. An input that breaks a law is printed, and saved in
-`.tools/fuzz/found`; copy it to `tests/fuzz/corpus/NAME` once it is mended. `--merge` takes over the
-grown inputs that reach code which the kept ones do not. Exit code 1 when something was found, 2
-when `atheris` is not there: it is a C++ library, with wheels for some Pythons only.
+`.tools/fuzz/found`; copy it to `tests/fuzz/corpus/NAME` once it is mended. `--merge` takes over
+those grown inputs that take the code a way which no kept one takes. Exit code 1 when something was
+found, 2 when `atheris` is not there: it is a C++ library, with wheels for some Pythons only.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import secrets
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from .targets import CORPUS, TARGETS
+from .targets import CORPUS, TARGETS, corpus_of
+from .work import HOUSE
 
 ROOT = CORPUS.parents[2]
 GROWN = ROOT / ".tools" / "fuzz" / "corpus"
@@ -69,16 +74,47 @@ def hunt(name: str, seconds: int, seed: int) -> bool:
     return good
 
 
+def reached(name: str, data: bytes) -> set[tuple[str, int, int]]:
+    """The steps from line to line that an input makes the gateway's files take."""
+    steps: set[tuple[str, int, int]] = set()
+
+    def call(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        file = frame.f_code.co_filename
+        if not file.startswith(HOUSE):
+            return None
+        before = 0
+
+        def line(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+            nonlocal before
+            steps.add((file, before, frame.f_lineno))
+            before = frame.f_lineno
+            return line
+
+        return line
+
+    sys.settrace(call)
+    try:
+        TARGETS[name](data)
+    finally:
+        sys.settrace(None)
+    return steps
+
+
 def merge(name: str) -> None:
-    """Take over those grown inputs that reach what the kept ones do not."""
-    kept = CORPUS / name
-    before = set(kept.iterdir())
-    done = _child(name, "-merge=1", f"-max_len={MERGED_MAX}", str(kept), str(GROWN / name))
-    assert done.returncode == 0, done.stdout
-    new = set(kept.iterdir()) - before
-    for path in new:
-        path.rename(path.with_name(f"grown-{path.name[:10]}"))
-    print(f"{name}: {len(new)} taken over, {len(before) + len(new)} in all")
+    """Take over those grown inputs that reach what the kept ones do not; the shortest first."""
+    known: set[tuple[str, int, int]] = set()
+    for path in corpus_of(name):
+        known |= reached(name, path.read_bytes())
+    count = 0
+    grown = (path.read_bytes() for path in (GROWN / name).glob("*"))
+    for data in sorted(grown, key=lambda data: (len(data), data)):
+        new = reached(name, data) - known if len(data) <= MERGED_MAX else None
+        if new:
+            known |= new
+            digest = hashlib.sha256(data).hexdigest()
+            (CORPUS / name / f"grown-{digest[:10]}").write_bytes(data)
+            count += 1
+    print(f"{name}: {count} taken over, {len(corpus_of(name))} in all")
 
 
 def main() -> int:
@@ -95,13 +131,13 @@ def main() -> int:
         for name in names:
             TARGETS[name](given.replay.read_bytes())
         return 0
-    if importlib.util.find_spec("atheris") is None:
-        print("fuzz: atheris is not installed (pip install atheris)")
-        return 2
     if given.merge:
         for name in names:
             merge(name)
         return 0
+    if importlib.util.find_spec("atheris") is None:
+        print("fuzz: atheris is not installed (pip install atheris)")
+        return 2
     print(f"fuzz: {len(names)} targets, seed {given.seed}", flush=True)
     seconds = max(1, given.seconds // len(names))
     results = [hunt(name, seconds, given.seed) for name in names]
