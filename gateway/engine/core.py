@@ -9,12 +9,10 @@ Laws of this file:
 - The network never makes a verb raise: each OSError becomes a fault in an event.
 - Idle links own no buffer, no queue, no list and no timer of the engine's.
 
-How a turn goes is in `reactor.py`, the relay's part in `relay_driver.py`; names without
-underscore that are not verbs are for it.
+How a turn goes is in `reactor.py`, how links come in `arrivals.py`, the relay's part in
+`relay_driver.py`; names without underscore that are not verbs are for it.
 """
 
-import errno
-import os
 import select
 import socket
 from collections import deque
@@ -22,23 +20,17 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from gateway.engine import contract
-from gateway.engine.addresses import address_of, family_of, target_of
+from gateway.engine.arrivals import CONNECT_TIMER, Arrivals
 from gateway.engine.contract import QUEUE_HIGH, QUEUE_MAX, READ_MAX, Stats
 from gateway.engine.link_state import Endpoint, LinkState, ListenerState, State
-from gateway.engine.reactor import Poller, Reactor, TimerOwner
+from gateway.engine.reactor import Poller, TimerOwner
 from gateway.engine.relay_driver import RelayDriver, RelayFactory
 from gateway.errors import Fault, fault_of
 from gateway.events import (
-    Accepted,
-    AcceptPaused,
-    AcceptResumed,
-    Address,
     Cause,
     Cleared,
     Clogged,
     Closed,
-    Connected,
-    ConnectFailed,
     Event,
     Finished,
     LegCounts,
@@ -52,31 +44,14 @@ from gateway.relaying import Relay
 if TYPE_CHECKING:
     from gateway.engine.compiled_relays import CompiledRelays
 
-CONNECT_RETRY = 0.02               # seconds until a Unix socket with a full backlog is tried again
 PIECES_MAX = 64                    # pieces of a queue that one sendmsg takes
 
-# What accept(2) may report of the connection that it would have given: take the next.
-PASSING_ERRORS = frozenset(
-    (
-        errno.ECONNABORTED,
-        errno.EPROTO,
-        errno.EPERM,               # a firewall's rule
-        errno.ENETDOWN,
-        errno.ENOPROTOOPT,
-        errno.EHOSTDOWN,
-        errno.ENONET,
-        errno.EHOSTUNREACH,
-        errno.EOPNOTSUPP,
-        errno.ENETUNREACH,
-    )
-)
-
 # The engine's own timers; the caller's names get a prefix, so that none can be one of these.
-_CONNECT, _CLOSE, _ACCEPT = "connect", "close", "accept"
+_CLOSE = "close"
 _CALLERS = "/"
 
 
-class SocketEngine(Reactor):
+class SocketEngine(Arrivals):
     """See the module's docstring."""
 
     name = ""
@@ -87,142 +62,7 @@ class SocketEngine(Reactor):
         self.buffer = memoryview(bytearray(READ_MAX))    # hot: all links receive into it
         self.relays = 0                                  # of the driver in Python
         self.compiled: CompiledRelays | None = None
-        self._listeners: dict[int, ListenerState] = {}
-        self._accepted = self._connected = self._closed = 0
-
-    # --- Listening --------------------------------------------------------------------------
-
-    def listen(self, listening: socket.socket) -> int:
-        """See contract.Engine.listen."""
-        listening.setblocking(False)
-        listener = ListenerState(self._number(), listening)
-        self._listeners[listener.number] = listener
-        self.touch(listener)
-        return listener.number
-
-    def unlisten(self, listener: int) -> None:
-        """See contract.Engine.unlisten."""
-        state = self._listeners.pop(listener, None)
-        if state is not None:
-            if state.timer is not None:
-                self.timers.cancel(state.timer)
-            state.forget_news()
-            self.release(state)
-
-    def _accept(self, listener: ListenerState) -> None:
-        """Take who waits, a few a turn; pause where nothing is free to take them with."""
-        for _ in range(contract.ACCEPTS_PER_TURN):
-            sock = listener.sock
-            if sock is None:
-                return
-            try:
-                client, name = sock.accept()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno in PASSING_ERRORS:
-                    continue
-                self._pause(listener, fault_of(error.errno or 0))
-                return
-            self._resume(listener)
-            self._accepted += 1
-            link = self._open(client)
-            local = address_of(client.getsockname())
-            self.post(
-                link, Accepted(self.now(), link.number, listener.number, address_of(name), local)
-            )
-        self._resume(listener)
-
-    def _pause(self, listener: ListenerState, fault: Fault) -> None:
-        if not listener.paused:
-            listener.paused = True
-            self.touch(listener)
-            self.post(listener, AcceptPaused(self.now(), listener.number, fault))
-        if listener.timer is None:
-            at = self.now() + contract.ACCEPT_RETRY
-            listener.timer = self.timers.add(at, listener, _ACCEPT)
-
-    def _resume(self, listener: ListenerState) -> None:
-        if listener.paused:
-            listener.paused = False
-            if listener.timer is not None:
-                self.timers.cancel(listener.timer)
-                listener.timer = None
-            self.touch(listener)
-            self.post(listener, AcceptResumed(self.now(), listener.number))
-
-    # --- Links: how they come ---------------------------------------------------------------
-
-    def adopt(self, inherited: socket.socket) -> Link:
-        """See contract.Engine.adopt."""
-        return self._open(inherited).number
-
-    def pair(self) -> tuple[Link, Link]:
-        """See contract.Engine.pair."""
-        one, two = self._open_pair()
-        return self._open(one).number, self._open(two).number
-
-    def connect(self, address: Address) -> Link:
-        """See contract.Engine.connect."""
-        assert not address.builtin
-        link = LinkState(self._number(), State.CONNECTING)
-        link.address = address
-        self._links[link.number] = link
-        try:
-            link.attach(self._open_socket(family_of(address)))
-            self._try_connect(link)
-        except OSError as error:
-            self._connect_failed(link, fault_of(error.errno or 0))
-        return link.number
-
-    def _open(self, sock: socket.socket) -> LinkState:
-        """A connected socket becomes a link, held."""
-        sock.setblocking(False)
-        link = LinkState(self._number(), State.OPEN)
-        link.attach(sock)
-        self._set_nodelay(link)
-        self._links[link.number] = link
-        self.touch(link)
-        return link
-
-    def _try_connect(self, link: LinkState) -> None:
-        """connect(2), first or again; raises OSError."""
-        assert link.sock is not None and link.address is not None
-        number = link.sock.connect_ex(target_of(link.address))
-        if number == 0:
-            self._is_connected(link)
-        elif number in (errno.EINPROGRESS, errno.EINTR):
-            self.touch(link)
-        elif number == errno.EAGAIN and link.is_unix:
-            link.timer = self.timers.add(self.now() + CONNECT_RETRY, link, _CONNECT)
-            self._wake_outside_turn()
-        else:
-            raise OSError(number, os.strerror(number))
-
-    def _connect_ready(self, link: LinkState) -> None:
-        assert link.sock is not None and link.address is not None
-        number = link.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            self._connect_failed(link, fault_of(number))
-        elif link.sock.getsockname()[:2] == target_of(link.address):
-            # On loopback the kernel may pick the port itself that we connect to: a simultaneous
-            # open with nobody but ourselves (RFC 9293 3.5). Nothing listens there.
-            self._connect_failed(link, Fault.REFUSED)
-        else:
-            self._is_connected(link)
-
-    def _is_connected(self, link: LinkState) -> None:
-        link.state = State.OPEN
-        link.address = None
-        self._set_nodelay(link)
-        self._connected += 1
-        self.touch(link)
-        self.post(link, Connected(self.now(), link.number))
-
-    def _connect_failed(self, link: LinkState, fault: Fault) -> None:
-        self.bury(link)
-        now = self.now()
-        self.post(link, ConnectFailed(now, link.number, fault), Closed(now, link.number, fault))
+        self._closed = 0
 
     # --- Links: reading ---------------------------------------------------------------------
 
@@ -415,6 +255,7 @@ class SocketEngine(Reactor):
     ) -> None:
         """See contract.Engine.relay."""
         assert client != upstream
+        assert not (self._is_compiled(client) or self._is_compiled(upstream))
         one, two = self._links.get(client), self._links.get(upstream)
         if one is None or two is None:
             return
@@ -560,12 +401,8 @@ class SocketEngine(Reactor):
             self._accept(owner)
         elif owner.state is State.DEAD:
             pass                                    # another timer of this turn ended it
-        elif name == _CONNECT:
-            owner.timer = None
-            try:
-                self._try_connect(owner)
-            except OSError as error:
-                self._connect_failed(owner, fault_of(error.errno or 0))
+        elif name == CONNECT_TIMER:
+            self._retry_connect(owner)
         elif name == _CLOSE:
             owner.timer = None
             self._end_close(owner, abort=True)
@@ -575,11 +412,6 @@ class SocketEngine(Reactor):
             del owner.timers[callers]
             owner.timers = owner.timers or None
             self.post(owner, TimedOut(self.now(), owner.number, callers))
-
-    def _on_freed(self) -> None:
-        for listener in list(self._listeners.values()):
-            if listener.paused:
-                self._accept(listener)
 
     # --- The end ----------------------------------------------------------------------------
 
@@ -626,8 +458,3 @@ class SocketEngine(Reactor):
             return None
         assert state.relay is None, "this verb on a relayed link is a bug"
         return None if state.state is State.CLOSING and not closing else state
-
-    def _set_nodelay(self, link: LinkState) -> None:
-        if not link.is_unix:
-            assert link.sock is not None
-            link.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

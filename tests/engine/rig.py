@@ -519,6 +519,7 @@ RIGS: dict[str, Callable[[Path], Rig]] = {
     "memory": lambda _: MemoryRig(Weather()),
     "memory-rough": lambda _: MemoryRig(ROUGH),
     "uvloop": lambda folder: SocketRig(UvEngine(), folder),
+    "uvloop-python": lambda folder: SocketRig(UvEngine(compiled=False), folder),
 }
 
 
