@@ -19,7 +19,7 @@ from typing import Any
 
 from . import cases, chart, machine, report
 from .load import Load
-from .peers.base import TOOLS, Proxy
+from .peers.base import ROOT, TOOLS, Proxy
 from .proxies import everything
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -40,6 +40,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--proxies", help="names, by comma; a beginning is enough: floor,gateway,nginx")
     add("--cases", help="names, by comma: " + ",".join(case.name for case in cases.CASES))
     add("--gateway-engine", default="uvloop", help="by comma: uvloop,io_uring (%(default)s)")
+    add("--gateway-tree", type=Path, default=ROOT, help="where its package is; this tree")
     add("--proxy-core", type=int, help="the last usable one")
     add("--load-core", type=int, help="the first usable one")
     add("--results", type=Path, default=RESULTS, help="folder for what is written")
@@ -107,6 +108,10 @@ def _run(
                 _keep(run, stem)
         except KeyboardInterrupt:
             _say("interrupted: what was measured so far is written")
+    changed = [one.name for one in proxies if one.fingerprint() not in about[one.name][1]]
+    if changed:
+        names = ", ".join(changed)
+        run.warnings.append(f"The files of {names} changed during the run: not one program.")
     _keep(run, stem)
     return run
 
@@ -125,6 +130,7 @@ def _as_json(run: report.Run) -> dict[str, Any]:
         "machine": run.machine,
         "plan": run.plan,
         "proxies": run.proxies,
+        "warnings": run.warnings,
         **cases.as_json(run.outcome),
     }
 
@@ -137,6 +143,7 @@ def _read(path: Path) -> report.Run:
                  for name, (kind, version, records) in data["proxies"].items()},
         machine=data["machine"],
         plan=data["plan"],
+        warnings=data["warnings"],
     )
 
 
@@ -157,7 +164,7 @@ def main(words: Sequence[str]) -> None:
     if wish.report:
         _write(_read(wish.report), wish.report.with_suffix(""))
         return
-    chosen = _chosen(everything(wish.gateway_engine.split(",")), wish.proxies)
+    chosen = _chosen(everything(wish.gateway_engine.split(","), wish.gateway_tree), wish.proxies)
     missing = {proxy.name: reason for proxy in chosen if (reason := proxy.missing())}
     for name, reason in missing.items():
         _say(f"left out: {name}: {reason}")

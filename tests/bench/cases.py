@@ -114,6 +114,8 @@ def started(proxy: Proxy, mode: str, load: Load, core: int | None) -> Iterator[S
         with Running(command, port, place, core) as running:
             subject = Subject(proxy, running, port, proxy.subprotocol(mode))
             _await_ready(subject, load)
+            if wrong := proxy.loaded_wrongly(running.pids()):
+                raise StartError(f"it runs with parts of another tree: {', '.join(wrong)}")
             yield subject
 
 

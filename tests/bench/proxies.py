@@ -1,9 +1,10 @@
 """All that can be measured, by name: floors, this gateway, and the peers."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from .floors import Floor
-from .peers.base import Proxy
+from .peers.base import ROOT, Proxy
 from .peers.caddy import Caddy
 from .peers.envoy import Envoy
 from .peers.gateway import Gateway
@@ -14,13 +15,13 @@ from .peers.traefik import Traefik
 from .peers.websockify import Websockify
 
 
-def everything(engines: Sequence[str]) -> list[Proxy]:
-    """Floors first, then this gateway once for each of `engines`, then the peers."""
+def everything(engines: Sequence[str], tree: Path = ROOT) -> list[Proxy]:
+    """Floors first, then the gateway of `tree` once for each of `engines`, then the peers."""
     return [
         Floor("epoll"),
         Floor("uring"),
         Floor("splice"),
-        *(Gateway(engine) for engine in engines),
+        *(Gateway(engine, tree) for engine in engines),
         Nginx(),
         HAProxy(),
         Envoy(),

@@ -4,7 +4,7 @@ Law: pure. It renders what it is given and computes nothing but medians, interva
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .cases import CASES, ECHO, Case, Outcome
@@ -26,6 +26,7 @@ class Run:
     proxies: dict[str, tuple[str, str, str]]
     machine: dict[str, str]
     plan: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)  # why it should not be believed
 
     def named(self, kind: str) -> list[str]:
         """The proxies of one kind: floor, gateway or peer."""
@@ -55,6 +56,7 @@ def render(run: Run) -> str:
     """The whole report."""
     parts = [
         "# Benchmark",
+        *(f"**{warning}**" for warning in run.warnings),
         _how(run),
         "## CPU of the proxy for one echoed message, µs",
         _cpu_table(run),
@@ -64,7 +66,7 @@ def render(run: Run) -> str:
         "## Idle connections, opening and closing",
         _idle_table(run),
         "## The figures" if run.named("gateway") else "",
-        *(_figures(field) for field in run.fields()),
+        *(_figures(one) for one in run.fields()),
         _failures(run.outcome),
         "## What ran",
         _table(
@@ -186,10 +188,10 @@ def _idle_table(run: Run) -> str:
     return _table(heads, rows)
 
 
-def _figures(field: Field) -> str:
-    rows = [_row(verdict) for verdict in check(field)]
+def _figures(one: Field) -> str:
+    rows = [_row(verdict) for verdict in check(one)]
     heads = ["figure", "at most", "found", "against", ""]
-    return f"### {field.gateway}\n\n" + _table(heads, rows)
+    return f"### {one.gateway}\n\n" + _table(heads, rows)
 
 
 def _row(verdict: Verdict) -> list[str]:

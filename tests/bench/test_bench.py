@@ -253,6 +253,19 @@ def test_the_gateway_runs_with_the_chosen_engine(tmp_path: Path) -> None:
     assert "tcp://127.0.0.1:2" in table
 
 
+def test_another_tree_is_measured_and_its_form_told(tmp_path: Path) -> None:
+    """A tree where nothing is compiled says so, and a change of its files is seen."""
+    package = tmp_path / "gateway"
+    package.mkdir()
+    (package / "__init__.py").write_text('__version__ = "7.8.9"\n')
+    gateway = Gateway("uvloop", tmp_path)
+    assert gateway.version() == f"7.8.9, Python relay, files {gateway.fingerprint()}"
+    before = gateway.fingerprint()
+    (package / "added.py").write_text("")
+    assert gateway.fingerprint() != before
+    assert Gateway("uvloop", package).missing()
+
+
 # --- Reports ------------------------------------------------------------------------------------
 
 CPU = {"floor-epoll": 8.0, "floor-splice": 10.0, "gateway-uvloop": 9.0, "nginx": 10.0,
@@ -325,8 +338,10 @@ def test_the_chart_is_a_picture() -> None:
 
 def test_a_kept_run_renders_the_same(tmp_path: Path) -> None:
     run, path = _canned(), tmp_path / "run.json"
+    run.warnings.append("The files changed.")
     path.write_text(json.dumps(_as_json(run)))
     assert report.render(_read(path)) == report.render(run)
+    assert "**The files changed.**" in report.render(run)
     main(["--report", str(path)])
     assert path.with_suffix(".md").read_text() == report.render(run)
     ElementTree.fromstring(path.with_suffix(".svg").read_text())

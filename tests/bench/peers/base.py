@@ -8,6 +8,7 @@ connections are raised, and nothing is tuned that its users would not tune.
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,6 +47,14 @@ class Proxy:
         result = subprocess.run([path, *self.version_arguments], capture_output=True, text=True)
         found = re.search(r"\d+\.\d+(\.\d+)?", result.stdout + result.stderr)
         return found.group() if found else "?"
+
+    def fingerprint(self) -> str:
+        """Something that differs when other code would run; "" where nothing can change it."""
+        return ""
+
+    def loaded_wrongly(self, pids: Sequence[int]) -> list[str]:
+        """Files that its processes have and should not: then something else is measured."""
+        return []
 
     def subprotocol(self, mode: str) -> str:
         """What a client must ask for in this mode; "" for nothing."""
