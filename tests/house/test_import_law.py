@@ -6,6 +6,7 @@ or under TYPE_CHECKING counts like any other. A file in no layer is a failure: g
 """
 
 import ast
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +168,30 @@ def chance(file: str, tree: ast.AST, allowed: frozenset[str]) -> list[str]:
 def test_every_file_keeps_the_law(file: str) -> None:
     """Each import points down, and to nothing that the layer must not know."""
     assert violations(file, (ROOT / "gateway" / f"{file}.py").read_text()) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gateway").rglob("*.p[yx][xd]")), ids=str)
+def test_cython_is_in_the_engine_and_keeps_its_law(path: Path) -> None:
+    """No Cython elsewhere; its imports and cimports of the house are those of the engine."""
+    file = str(path.relative_to(ROOT / "gateway").with_suffix(""))
+    assert file.startswith("engine/")
+    text = "".join(plain_imports(path.read_text()))
+    assert violations(file, text) == []
+
+
+def plain_imports(text: str) -> list[str]:
+    """The lines of Cython that import from Python or the house, as Python; C's are left out."""
+    found = re.findall(r"^\s*((?:from\s+[\w.]+\s+)?c?import\s+[\w., ]+)", text, re.MULTILINE)
+    lines = [line.replace("cimport", "import").strip().rstrip(",") + "\n" for line in found]
+    of_c = re.compile(r"(from|import)\s+(libc|posix|cpython|cython)\b")
+    return [line for line in lines if not of_c.match(line)]
+
+
+def test_cython_imports_are_seen() -> None:
+    """The test of the test: a cimport of the house counts, one of C does not."""
+    text = "from libc.errno cimport errno\nfrom gateway.protocol cimport session\nimport socket\n"
+    assert plain_imports(text) == ["from gateway.protocol import session\n", "import socket\n"]
+    assert violations("engine/relay", "".join(plain_imports(text))) != []
 
 
 @pytest.mark.parametrize(
