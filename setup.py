@@ -44,7 +44,9 @@ class BuildWhatCanBe(build_ext):
             raise CompileError(str(error)) from error
 
 
-PARTS = cythonize([part("relay"), part("compiled"), part("epoll_relays")], quiet=True)
+NAMES = ("relay", "relay_report", "compiled", "pipes", "relay_loop", "epoll_relays")
+
+PARTS = cythonize([part(name) for name in NAMES], quiet=True)
 for one in PARTS:
     one.optional = True  # only now: cythonize makes new ones, and would forget it
 

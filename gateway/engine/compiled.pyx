@@ -16,9 +16,6 @@ from gateway.engine.relay cimport (
     Output,
     Relay,
     Rules,
-    cause_number,
-    counts_of,
-    outcome_of,
     relay_end,
     relay_finished,
     relay_init,
@@ -27,11 +24,11 @@ from gateway.engine.relay cimport (
     relay_received,
     relay_sent,
     relay_tick,
-    rules_from,
 )
+from gateway.engine.relay_report cimport cause_number, counts_of, outcome_of, rules_from
 from libc.stdint cimport uint8_t
 
-from gateway.engine.relay import CAUSES, FAULTS
+from gateway.engine.relay_report import CAUSES, FAULTS
 from gateway.events import Side
 from gateway.leg import NOT_SPLICED, Fate
 

@@ -4,7 +4,9 @@ This is the page to read first: a driver (`epoll_relays.pyx`, later the ring's) 
 the sockets and what is queued, and calls these functions without the GIL.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+from gateway.engine.payload cimport Utf8
 
 cdef enum:
     CLIENT = 0
@@ -42,9 +44,7 @@ cdef struct Cursor:
     uint8_t fragmented
     uint8_t final
     uint8_t broken
-    uint8_t utf8_need           # continuation bytes still to come
-    uint8_t utf8_low            # what the next of them may be
-    uint8_t utf8_high
+    Utf8 utf8                   # of the text message under way, toward raw bytes
 
 cdef struct Leg:
     Cursor cursor
@@ -145,10 +145,3 @@ cdef void relay_end(
 ) noexcept nogil
 cdef bint relay_is_over(const Relay *relay) noexcept nogil
 cdef bint leg_is_done(const Leg *leg) noexcept nogil
-
-# For the drivers' Python side.
-cdef void rules_from(Rules *rules, object terms) except *
-cdef object counts_of(const Relay *relay, int side, str not_spliced)
-cdef tuple outcome_of(const Relay *relay)
-cdef int cause_number(object cause) except -1
-cdef int fault_detail(object fault) except -1

@@ -17,121 +17,15 @@ Laws of this file:
 """
 
 from libc.math cimport INFINITY
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdint cimport uint8_t, uint16_t, int32_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset, strlen, memcmp
+from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
-from gateway.errors import Fault
-from gateway.events import Cause, LegCounts, Side
-from gateway.leg import Fate
+from gateway.engine.codes cimport *
+from gateway.engine.payload cimport Utf8, is_utf8, may_be_sent, unmask, utf8_walk
 
 cdef extern from "<sys/random.h>" nogil:
     ssize_t getrandom(void *buffer, size_t size, unsigned int flags)
-
-cdef enum:
-    OP_TEXT = 1
-    OP_BINARY = 2
-    OP_CLOSE = 8
-    OP_PING = 9
-    OP_PONG = 10
-    CONTROL_MAX = 125
-
-# Causes by number: the order of gateway.events.Cause, from 1.
-CAUSES = [None, *Cause]
-cdef enum:
-    C_CLOSED = 1
-    C_FINISHED = 2
-    C_CUT = 3
-    C_LOST = 4
-    C_SILENT = 5
-    C_STALLED = 6
-    C_UNANSWERED = 7
-    C_FRAMING = 8
-    C_TEXT = 9
-    C_TOO_BIG = 10
-    C_POLICY = 11
-    C_IDLE = 12
-    C_SESSION_TIMEOUT = 13
-    C_DRAIN = 14
-    C_KILLED = KILLED
-
-# Sentences. Those with a number are formatted; those from D_FAULT on are a fault's.
-cdef enum:
-    D_UNMASKED = 1
-    D_MASKED
-    D_CONTROL_SIZE
-    D_LENGTH_SIGN
-    D_LENGTH_FORM
-    D_CLOSE_ONE
-    D_RESERVED
-    D_OPCODE
-    D_CONTROL_FRAGMENT
-    D_CONTINUATION
-    D_INTERLEAVED
-    D_FRAME_SIZE
-    D_MESSAGE_SIZE
-    D_TEXT_END
-    D_TEXT
-    D_CLOSE_CODE
-    D_CLOSE_REASON
-    D_FIN_IN_FRAME
-    D_FIN_NO_CLOSE
-    D_STREAM_END
-    D_NOT_TEXT
-    D_NO_ANSWER
-    D_NO_FINISH
-    D_STALLED
-    D_SILENT
-    D_IDLE
-    D_SESSION
-    D_KILLED
-    D_BY_ORDER
-    D_COUNT
-
-cdef const char *SENTENCES[D_COUNT]
-SENTENCES[D_NONE] = b""
-SENTENCES[D_UNMASKED] = b"unmasked frame from a client (RFC 6455 5.1)"
-SENTENCES[D_MASKED] = b"masked frame from a server (RFC 6455 5.1)"
-SENTENCES[D_CONTROL_SIZE] = b"control frame over 125 bytes (RFC 6455 5.5)"
-SENTENCES[D_LENGTH_SIGN] = b"length with its highest bit set (RFC 6455 5.2)"
-SENTENCES[D_LENGTH_FORM] = b"length not in its shortest form (RFC 6455 5.2)"
-SENTENCES[D_CLOSE_ONE] = b"Close with one byte of payload (RFC 6455 5.5.1)"
-SENTENCES[D_RESERVED] = b"reserved bit set (RFC 6455 5.2)"
-SENTENCES[D_OPCODE] = b"unknown opcode 0x%llx (RFC 6455 5.2)"
-SENTENCES[D_CONTROL_FRAGMENT] = b"fragmented control frame (RFC 6455 5.5)"
-SENTENCES[D_CONTINUATION] = b"continuation of no message (RFC 6455 5.4)"
-SENTENCES[D_INTERLEAVED] = b"new message inside a fragmented one (RFC 6455 5.4)"
-SENTENCES[D_FRAME_SIZE] = b"frame of %llu bytes, limit %llu"
-SENTENCES[D_MESSAGE_SIZE] = b"message of %llu bytes, limit %llu"
-SENTENCES[D_TEXT_END] = b"text message ends inside a character (RFC 6455 8.1)"
-SENTENCES[D_TEXT] = b"text that is not UTF-8 (RFC 6455 8.1)"
-SENTENCES[D_CLOSE_CODE] = b"close code %llu may not be sent (RFC 6455 7.4)"
-SENTENCES[D_CLOSE_REASON] = b"close reason is not UTF-8 (RFC 6455 5.5.1)"
-SENTENCES[D_FIN_IN_FRAME] = b"FIN inside a frame"
-SENTENCES[D_FIN_NO_CLOSE] = b"FIN without Close"
-SENTENCES[D_STREAM_END] = b"the stream ends inside a character"
-SENTENCES[D_NOT_TEXT] = b"bytes that are not UTF-8"
-SENTENCES[D_NO_ANSWER] = b"Close was not answered"
-SENTENCES[D_NO_FINISH] = b"the other side did not finish in time"
-SENTENCES[D_STALLED] = b"write_timeout: it took no byte"
-SENTENCES[D_SILENT] = b"no sign of life after a ping"
-SENTENCES[D_IDLE] = b"idle_timeout"
-SENTENCES[D_SESSION] = b"session_timeout"
-SENTENCES[D_KILLED] = b"ended at once"
-SENTENCES[D_BY_ORDER] = b""
-
-FAULTS = list(Fault)
-
-# Reasons of farewells: what a leg is told beside the code.
-cdef enum:
-    R_NONE = 0
-    R_DETAIL                    # the detail's sentence, to who is to blame
-    R_UPSTREAM_FAILED
-    R_CLIENT_FAILED
-    R_IDLE
-    R_SESSION
-    R_DRAIN
-    R_POLICY
 
 cdef double PING_RETRY = 0.25
 
@@ -153,79 +47,6 @@ def make_predictable(on: bool) -> None:
     """For tests: masks and pings are 1, 2, 3 ... while this is on."""
     global predictable
     predictable = on
-
-
-# --- Bytes -------------------------------------------------------------------------------------
-
-cdef inline void unmask(uint8_t *data, size_t size, const uint8_t *mask, int at) noexcept nogil:
-    """XOR in place; `at` is the mask's byte that meets the first one. By words of 8."""
-    cdef uint8_t turned[8]
-    cdef uint64_t word, piece
-    cdef size_t i
-    for i in range(8):
-        turned[i] = mask[(at + i) & 3]
-    memcpy(&word, turned, 8)
-    i = 0
-    while i + 8 <= size:
-        memcpy(&piece, data + i, 8)
-        piece ^= word
-        memcpy(data + i, &piece, 8)
-        i += 8
-    while i < size:
-        data[i] ^= turned[i & 7]
-        i += 1
-
-
-cdef inline bint may_be_sent(uint32_t code) noexcept nogil:
-    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
-
-
-cdef size_t utf8_walk(Cursor *cursor, const uint8_t *data, size_t size) noexcept nogil:
-    """How many bytes come before the first that cannot be UTF-8 where it stands (RFC 3629 4)."""
-    cdef size_t i = 0
-    cdef uint64_t piece
-    cdef uint8_t byte
-    while i < size:
-        if cursor.utf8_need == 0:
-            while i + 8 <= size:
-                memcpy(&piece, data + i, 8)
-                if piece & <uint64_t>0x8080808080808080:
-                    break
-                i += 8
-            if i >= size:
-                return size
-        byte = data[i]
-        if cursor.utf8_need:
-            if byte < cursor.utf8_low or byte > cursor.utf8_high:
-                return i
-            cursor.utf8_need -= 1
-            cursor.utf8_low, cursor.utf8_high = 0x80, 0xBF
-        elif byte >= 0x80:
-            cursor.utf8_low, cursor.utf8_high = 0x80, 0xBF
-            if 0xC2 <= byte <= 0xDF:
-                cursor.utf8_need = 1
-            elif 0xE0 <= byte <= 0xEF:
-                cursor.utf8_need = 2
-                if byte == 0xE0:
-                    cursor.utf8_low = 0xA0
-                elif byte == 0xED:
-                    cursor.utf8_high = 0x9F
-            elif 0xF0 <= byte <= 0xF4:
-                cursor.utf8_need = 3
-                if byte == 0xF0:
-                    cursor.utf8_low = 0x90
-                elif byte == 0xF4:
-                    cursor.utf8_high = 0x8F
-            else:
-                return i
-        i += 1
-    return size
-
-
-cdef bint is_utf8(const uint8_t *data, size_t size) noexcept nogil:
-    cdef Cursor fresh
-    fresh.utf8_need = 0
-    return utf8_walk(&fresh, data, size) == size and fresh.utf8_need == 0
 
 
 # --- Output ------------------------------------------------------------------------------------
@@ -251,13 +72,16 @@ cdef inline bint is_full(const Output *out) noexcept nogil:
     )
 
 
-cdef inline void queue_up(Leg *leg, Output *out, int side, const uint8_t *data, size_t size) noexcept nogil:
+cdef inline void queue_up(
+    Leg *leg, Output *out, int side, const uint8_t *data, size_t size
+) noexcept nogil:
     give(out, side, data, size)
     leg.queued += size
 
 
 cdef void put(
-    Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t size, double now, Output *out
+    Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t size, double now,
+    Output *out
 ) noexcept nogil:
     """For a leg that can still be told things."""
     cdef Leg *leg = &relay.legs[side]
@@ -270,7 +94,9 @@ cdef void put(
     queue_up(leg, out, side, data, size)
 
 
-cdef uint8_t *own_frame(Output *out, int side, int opcode, const uint8_t *payload, size_t size, size_t *whole) noexcept nogil:
+cdef uint8_t *own_frame(
+    Output *out, int side, int opcode, const uint8_t *payload, size_t size, size_t *whole
+) noexcept nogil:
     """A control frame of ours in `out.own`, masked toward the upstream."""
     cdef uint8_t *frame = out.own + out.own_used
     cdef size_t at = 2
@@ -328,7 +154,9 @@ cdef inline void raise_fate(Leg *leg, int fate) noexcept nogil:
 
 # --- The walk: gateway.frames.Cursor -----------------------------------------------------------
 
-cdef inline int broken(Relay *relay, Cursor *cursor, int cause, int detail, uint64_t size, uint64_t limit) noexcept nogil:
+cdef inline int broken(
+    Relay *relay, Cursor *cursor, int cause, int detail, uint64_t size, uint64_t limit
+) noexcept nogil:
     """Note what is wrong; the caller ends the relay with it."""
     cursor.broken = 1
     relay.detail_size = size
@@ -337,7 +165,8 @@ cdef inline int broken(Relay *relay, Cursor *cursor, int cause, int detail, uint
 
 
 cdef int look(
-    Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t have, size_t *size, uint64_t *length
+    Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t have, size_t *size,
+    uint64_t *length
 ) noexcept nogil:
     """Check the header at `data` as far as it has come. Gives 0, or a cause and a detail.
 
@@ -350,7 +179,9 @@ cdef int look(
     cdef size_t wide, i
     cdef uint64_t value
     size[0] = 0
-    if reserved and not (reserved == 0x40 and rules.deflate and (opcode == OP_TEXT or opcode == OP_BINARY)):
+    if reserved and not (
+        reserved == 0x40 and rules.deflate and (opcode == OP_TEXT or opcode == OP_BINARY)
+    ):
         return broken(relay, cursor, C_FRAMING, D_RESERVED, 0, 0)
     if opcode > OP_PONG or OP_BINARY < opcode < OP_CLOSE:
         return broken(relay, cursor, C_FRAMING, D_OPCODE, opcode, 0)
@@ -405,12 +236,14 @@ cdef int advance(Relay *relay, const Rules *rules, Cursor *cursor, uint64_t coun
     if not cursor.remaining and cursor.final:
         cursor.fragmented = 0
         cursor.messages += 1
-        if rules.raw and cursor.opcode_is_text and cursor.utf8_need:
+        if rules.raw and cursor.opcode_is_text and cursor.utf8.need:
             return broken(relay, cursor, C_TEXT, D_TEXT_END, 0, 0)
     return 0
 
 
-cdef int open_frame(Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t size, uint64_t length) noexcept nogil:
+cdef int open_frame(
+    Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t size, uint64_t length
+) noexcept nogil:
     """A checked data frame begins."""
     cdef Cursor *cursor = &relay.legs[side].cursor
     cdef int opcode = data[0] & 0x0F
@@ -431,7 +264,8 @@ cdef int open_frame(Relay *relay, const Rules *rules, int side, const uint8_t *d
 
 
 cdef int pass_payload(
-    Relay *relay, const Rules *rules, uint8_t *data, size_t size, double now, Output *out, bint ending
+    Relay *relay, const Rules *rules, uint8_t *data, size_t size, double now, Output *out,
+    bint ending
 ) noexcept nogil:
     """Toward raw bytes: unmask a piece, check it if it is text, close up to the piece before."""
     cdef Cursor *cursor = &relay.legs[CLIENT].cursor
@@ -442,7 +276,7 @@ cdef int pass_payload(
     unmask(data, size, cursor.mask, cursor.mask_at)
     cursor.mask_at = (cursor.mask_at + size) & 3
     if cursor.opcode_is_text:
-        good = utf8_walk(cursor, data, size)
+        good = utf8_walk(&cursor.utf8, data, size)
     if good:
         if out.count[UPSTREAM]:
             last = &out.spans[UPSTREAM][out.count[UPSTREAM] - 1]
@@ -460,7 +294,8 @@ cdef int pass_payload(
 
 
 cdef int control(
-    Relay *relay, const Rules *rules, int side, uint8_t *frame, size_t size, size_t length, double now, Output *out, bint *own
+    Relay *relay, const Rules *rules, int side, uint8_t *frame, size_t size, size_t length,
+    double now, Output *out, bint *own
 ) noexcept nogil:
     """A whole control frame. *own: it was the answer to our own ping."""
     cdef Leg *leg = &relay.legs[side]
@@ -503,7 +338,8 @@ cdef int control(
 
 
 cdef size_t walk(
-    Relay *relay, const Rules *rules, int side, uint8_t *data, size_t size, double now, Output *out, bint *only_own
+    Relay *relay, const Rules *rules, int side, uint8_t *data, size_t size, double now,
+    Output *out, bint *only_own
 ) noexcept nogil:
     """Walk on over `data`; gives how much was consumed. *only_own: nothing came but the answer to
     our own ping."""
@@ -569,9 +405,11 @@ cdef size_t walk(
     return at
 
 
-cdef size_t wrap(Relay *relay, const Rules *rules, const uint8_t *data, size_t size, double now, Output *out) noexcept nogil:
+cdef size_t wrap(
+    Relay *relay, const Rules *rules, const uint8_t *data, size_t size, double now, Output *out
+) noexcept nogil:
     """Bytes of a raw upstream become one frame; gives how much was consumed."""
-    cdef Cursor check
+    cdef Utf8 check
     cdef size_t good = size
     cdef uint8_t *header = out.own + out.own_used
     cdef size_t head = 2
@@ -579,12 +417,12 @@ cdef size_t wrap(Relay *relay, const Rules *rules, const uint8_t *data, size_t s
     header[0] = 0x80 | OP_BINARY
     if rules.raw_text:
         header[0] = 0x80 | OP_TEXT
-        check.utf8_need = 0
+        check.need = 0
         good = utf8_walk(&check, data, size)
         if good < size:
             end_with(relay, rules, C_TEXT, UPSTREAM, D_NOT_TEXT, now, out)
             return size
-        if check.utf8_need:
+        if check.need:
             # Step back to where the character began that is not whole.
             good -= 1
             while data[good] & 0xC0 == 0x80:
@@ -701,7 +539,9 @@ cdef void relay_lost(
     set_reading(relay, rules)
 
 
-cdef void relay_sent(Relay *relay, const Rules *rules, int side, size_t size, double now) noexcept nogil:
+cdef void relay_sent(
+    Relay *relay, const Rules *rules, int side, size_t size, double now
+) noexcept nogil:
     cdef Leg *leg = &relay.legs[side]
     leg.bytes_out += size
     leg.queued -= size
@@ -711,7 +551,9 @@ cdef void relay_sent(Relay *relay, const Rules *rules, int side, size_t size, do
         set_reading(relay, rules)
 
 
-cdef void relay_end(Relay *relay, const Rules *rules, int cause, double now, Output *out) noexcept nogil:
+cdef void relay_end(
+    Relay *relay, const Rules *rules, int cause, double now, Output *out
+) noexcept nogil:
     cdef int side
     cdef Leg *leg
     if cause == C_KILLED:
@@ -781,9 +623,11 @@ cdef void received_while_ending(
 
 
 cdef void on_close(
-    Relay *relay, const Rules *rules, int side, uint32_t code, uint8_t *frame, size_t size, double now, Output *out
+    Relay *relay, const Rules *rules, int side, uint32_t code, uint8_t *frame, size_t size,
+    double now, Output *out
 ) noexcept nogil:
     """A valid Close came from this side."""
+    cdef int cause
     cdef Leg *leg = &relay.legs[side]
     cdef Leg *other = &relay.legs[1 - side]
     leg.close_received = <int32_t>code
@@ -796,7 +640,8 @@ cdef void on_close(
         put(relay, rules, 1 - side, frame, size, now, out)
         other.close_sent = <int32_t>code
     if other.close_received != NO_CLOSE or other.finished:
-        settle(relay, rules, C_CLOSED if other.close_received != NO_CLOSE else C_FINISHED, relay.first, D_NONE, now)
+        cause = C_CLOSED if other.close_received != NO_CLOSE else C_FINISHED
+        settle(relay, rules, cause, relay.first, D_NONE, now)
         after_farewell(relay, CLIENT)
         after_farewell(relay, UPSTREAM)
     elif relay.first == NO_SIDE:
@@ -804,11 +649,15 @@ cdef void on_close(
         await_answer(relay, rules, now)
 
 
-cdef void finished_raw(Relay *relay, const Rules *rules, int side, double now, Output *out) noexcept nogil:
+cdef void finished_raw(
+    Relay *relay, const Rules *rules, int side, double now, Output *out
+) noexcept nogil:
     """FIN without Close where the upstream is raw."""
+    cdef int cause
     cdef Cursor *cursor = &relay.legs[side].cursor
     if side == CLIENT:
-        settle(relay, rules, C_CUT if cursor.remaining or cursor.tail else C_FINISHED, side, D_FIN_NO_CLOSE, now)
+        cause = C_CUT if cursor.remaining or cursor.tail else C_FINISHED
+        settle(relay, rules, cause, side, D_FIN_NO_CLOSE, now)
         raise_fate(&relay.legs[UPSTREAM], RESET)
         out.count[UPSTREAM] = 0
         raise_fate(&relay.legs[CLIENT], CLOSE)
@@ -820,15 +669,19 @@ cdef void finished_raw(Relay *relay, const Rules *rules, int side, double now, O
         bid(relay, rules, UPSTREAM, FIN_ONLY, R_NONE, out)
 
 
-cdef void finished_between_frames(Relay *relay, const Rules *rules, int side, double now) noexcept nogil:
+cdef void finished_between_frames(
+    Relay *relay, const Rules *rules, int side, double now
+) noexcept nogil:
     """FIN without Close: passed on, and what the other still says is delivered."""
+    cdef int blamed
     cdef Leg *other = &relay.legs[1 - side]
     raise_fate(other, FINISH)
     if relay.first == NO_SIDE:
         relay.first = <uint8_t>side
         await_answer(relay, rules, now)
     if other.finished or other.close_received != NO_CLOSE:
-        settle(relay, rules, C_FINISHED, relay.first if other.close_received == NO_CLOSE else side, D_FIN_NO_CLOSE, now)
+        blamed = relay.first if other.close_received == NO_CLOSE else side
+        settle(relay, rules, C_FINISHED, blamed, D_FIN_NO_CLOSE, now)
         after_farewell(relay, CLIENT)
         after_farewell(relay, UPSTREAM)
 
@@ -855,7 +708,9 @@ cdef void unanswered(Relay *relay, const Rules *rules, double now, Output *out) 
         raise_fate(first, RESET if first.queued or other.cursor.remaining else CLOSE)
 
 
-cdef void settle(Relay *relay, const Rules *rules, int cause, int side, int detail, double now) noexcept nogil:
+cdef void settle(
+    Relay *relay, const Rules *rules, int cause, int side, int detail, double now
+) noexcept nogil:
     """The cause is settled; from here on the relay is ending."""
     relay.cause = <uint8_t>cause
     relay.side = <uint8_t>side
@@ -864,7 +719,9 @@ cdef void settle(Relay *relay, const Rules *rules, int cause, int side, int deta
     sooner(relay, relay.ending_at)
 
 
-cdef void end_with(Relay *relay, const Rules *rules, int cause, int side, int detail, double now, Output *out) noexcept nogil:
+cdef void end_with(
+    Relay *relay, const Rules *rules, int cause, int side, int detail, double now, Output *out
+) noexcept nogil:
     """Settle the cause and tell both sides, by the table of ends (gateway.relaying.FAREWELLS)."""
     cdef Leg *offender
     cdef Leg *other
@@ -914,7 +771,9 @@ cdef void end_by_order(Relay *relay, const Rules *rules, int cause, Output *out)
     bid(relay, rules, UPSTREAM, FIN_ONLY if relay.legs[UPSTREAM].raw else 1001, reason, out)
 
 
-cdef void bid(Relay *relay, const Rules *rules, int side, int code, int reason, Output *out) noexcept nogil:
+cdef void bid(
+    Relay *relay, const Rules *rules, int side, int code, int reason, Output *out
+) noexcept nogil:
     """Say farewell now, or at the end of the frame under way, or never if that is cut."""
     cdef Leg *leg = &relay.legs[side]
     cdef Leg *source = &relay.legs[1 - side]
@@ -931,7 +790,9 @@ cdef void bid(Relay *relay, const Rules *rules, int side, int code, int reason, 
         leg.pending_reason = <uint8_t>reason
 
 
-cdef void say(Relay *relay, const Rules *rules, int side, int code, int reason, Output *out) noexcept nogil:
+cdef void say(
+    Relay *relay, const Rules *rules, int side, int code, int reason, Output *out
+) noexcept nogil:
     """Put the farewell behind what is queued. Toward raw bytes it is FIN alone."""
     cdef Leg *leg = &relay.legs[side]
     cdef uint8_t payload[2 + 160]
@@ -948,12 +809,14 @@ cdef void say(Relay *relay, const Rules *rules, int side, int code, int reason, 
     after_farewell(relay, side)
 
 
-cdef size_t reason_text(const Relay *relay, const Rules *rules, int reason, char *into) noexcept nogil:
+cdef size_t reason_text(
+    const Relay *relay, const Rules *rules, int reason, char *into
+) noexcept nogil:
     """A reason of 123 bytes at most, into 160 bytes; gives its size."""
     cdef const char *text = b""
     if reason == R_DETAIL:
         snprintf(
-            into, 160, SENTENCES[relay.detail],
+            into, 160, sentence(relay.detail),
             <unsigned long long>relay.detail_size, <unsigned long long>relay.detail_limit,
         )
         return strlen(into)
@@ -1026,7 +889,9 @@ cdef void tick_open(Relay *relay, const Rules *rules, double now, Output *out) n
                 return
 
 
-cdef bint is_silent(Relay *relay, const Rules *rules, int side, double now, Output *out) noexcept nogil:
+cdef bint is_silent(
+    Relay *relay, const Rules *rules, int side, double now, Output *out
+) noexcept nogil:
     """Ping a leg that is quiet; True if it gave no sign of life after that."""
     cdef Leg *leg = &relay.legs[side]
     cdef uint8_t *frame
@@ -1080,74 +945,6 @@ cdef double heartbeat_at(const Leg *leg, const Rules *rules, double now) noexcep
     if at > now:
         return at
     return now + (PING_RETRY if PING_RETRY < rules.heartbeat else rules.heartbeat)
-
-
-# --- For the Python side -----------------------------------------------------------------------
-
-cdef void rules_from(Rules *rules, object terms) except *:
-    """A copy of a `RelayRules`."""
-    cdef bytes reason = terms.drain_reason.encode()[:123].decode("utf-8", "ignore").encode()
-    memset(rules, 0, sizeof(Rules))
-    rules.raw = terms.raw
-    rules.raw_text = terms.raw_text
-    rules.deflate = terms.deflate
-    rules.max_message = terms.max_message
-    rules.max_frame = terms.max_frame
-    rules.max_queue = terms.max_queue
-    rules.idle_timeout = terms.idle_timeout
-    rules.write_timeout = terms.write_timeout
-    rules.close_timeout = terms.close_timeout
-    rules.session_timeout = terms.session_timeout
-    rules.session_code = terms.session_code
-    rules.heartbeat = terms.heartbeat
-    rules.heartbeat_timeout = terms.heartbeat_timeout
-    rules.drain_code = terms.drain_code
-    rules.drain_reason_size = <uint8_t>len(reason)
-    memcpy(rules.drain_reason, <const char *>reason, len(reason))
-
-
-cdef object counts_of(const Relay *relay, int side, str not_spliced):
-    """A `LegCounts`."""
-    cdef const Leg *leg = &relay.legs[side]
-    return LegCounts(
-        bytes_in=leg.bytes_in,
-        bytes_out=leg.bytes_out,
-        frames=leg.wrapped if leg.raw else leg.cursor.frames,
-        messages=leg.wrapped if leg.raw else leg.cursor.messages,
-        payload=leg.bytes_in if leg.raw else leg.cursor.payload,
-        copied=leg.bytes_in - leg.spliced,
-        spliced=leg.spliced,
-        not_spliced=not_spliced,
-        close_received=None if leg.close_received == NO_CLOSE else leg.close_received,
-        close_sent=None if leg.close_sent == NO_CLOSE else leg.close_sent,
-        pings_sent=leg.pings_sent,
-        round_trip=None if leg.round_trip < 0 else leg.round_trip,
-    )
-
-
-cdef tuple outcome_of(const Relay *relay):
-    """Cause, side and detail, as `RelayEnded` has them."""
-    cdef char text[160]
-    cause = CAUSES[relay.cause]
-    side = None if relay.side == NO_SIDE else Side(relay.side)
-    if relay.detail >= D_FAULT:
-        return cause, side, FAULTS[relay.detail - D_FAULT].value
-    if relay.detail == D_BY_ORDER:
-        return cause, side, cause.value
-    snprintf(
-        text, sizeof(text), SENTENCES[relay.detail],
-        <unsigned long long>relay.detail_size, <unsigned long long>relay.detail_limit,
-    )
-    return cause, side, (<bytes>text).decode()
-
-
-cdef int cause_number(object cause) except -1:
-    return CAUSES.index(cause)
-
-
-cdef int fault_detail(object fault) except -1:
-    """The detail of a loss, for `relay_lost`."""
-    return D_FAULT + FAULTS.index(fault)
 
 
 def sizes() -> dict[str, int]:

@@ -4,10 +4,10 @@ import random
 from typing import Any
 
 import pytest
-from gateway.engine.compiled import CompiledRelay
 
 from gateway import frames
 from gateway.engine import relay as compiled
+from gateway.engine.compiled import CompiledRelay
 from gateway.events import Cause, RelayRules, Side
 from gateway.leg import Fate
 from gateway.relaying import Relay

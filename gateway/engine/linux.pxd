@@ -1,0 +1,76 @@
+"""The calls of Linux that the compiled drivers make, and only those."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
+    enum:
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_MOD
+        EPOLL_CTL_DEL
+        EPOLLIN
+        EPOLLOUT
+        EPOLLERR
+        EPOLLHUP
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    cdef struct msghdr:
+        void *msg_name
+        unsigned int msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    cdef struct linger:
+        int l_onoff
+        int l_linger
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    ssize_t send(int fd, const void *buffer, size_t size, int flags)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    int shutdown(int fd, int how)
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
+    int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
+    enum:
+        MSG_NOSIGNAL
+        MSG_MORE
+        SHUT_WR
+        SOL_SOCKET
+        SO_LINGER
+        SO_ERROR
+
+cdef extern from "<fcntl.h>" nogil:
+    ssize_t splice(int fd_in, void *off_in, int fd_out, void *off_out, size_t size, unsigned flags)
+    int fcntl(int fd, int command, ...)
+    enum:
+        SPLICE_F_MOVE
+        SPLICE_F_NONBLOCK
+        F_SETPIPE_SZ
+        F_GETPIPE_SZ
+        O_CLOEXEC
+        O_NONBLOCK
+
+cdef extern from "<unistd.h>" nogil:
+    int pipe2(int *fds, int flags)
+    int close_fd "close"(int fd)
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *at)
+    enum:
+        CLOCK_MONOTONIC
