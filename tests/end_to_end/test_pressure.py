@@ -1,6 +1,8 @@
 """Back-pressure crosses the gateway: a reader that stalls stops the sender, and costs no memory."""
 
+import contextlib
 import hashlib
+import os
 import random
 import socket
 import threading
@@ -27,13 +29,22 @@ def narrow() -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="module")
-def gateway(start_shared: Starter, narrow: Upstream) -> Gateway:
+def wide() -> Iterator[Upstream]:
+    """An upstream as the kernel makes them."""
+    with Upstream() as listening:
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def gateway(start_shared: Starter, narrow: Upstream, wide: Upstream) -> Gateway:
     """Routes on which nothing times out."""
     calm = 'write_timeout = "off"', 'heartbeat = "off"'
     return start_shared(
         head()
         + route("ws", narrow.url("ws"), *calm)
         + route("raw", narrow.url("tcp"), *calm)
+        + route("wide", wide.url("ws"), *calm)
+        + route("wide-raw", wide.url("tcp"), *calm)
         + route("echo", "builtin:echo", *calm)
     )
 
@@ -99,6 +110,34 @@ def expected(piece: bytes) -> str:
     return digest.hexdigest()
 
 
+def expect(wire: Wire, data: bytes) -> None:
+    """Exactly these bytes come, and are forgotten."""
+    assert wire.exactly(len(data)) == data
+    wire.received.clear()
+    wire.parsed = 0
+
+
+@contextlib.contextmanager
+def expecting(wire: Wire, data: bytes) -> Iterator[None]:
+    """The same in a thread, while the block does something else."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            expect(wire, data)
+        except (AssertionError, OSError) as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
 @pytest.mark.parametrize("stalled", [CLIENT, SERVICE])
 def test_stalled_reader(gateway: Gateway, narrow: Upstream, stalled: str) -> None:
     """The sender stops, memory stays, and when the reader goes on all of it comes, in order."""
@@ -142,6 +181,43 @@ def test_stalled_raw_reader(gateway: Gateway, narrow: Upstream, stalled: str) ->
                 left -= len(data)
             assert digest.hexdigest() == expected(flood.piece)
         flood.join()
+
+
+@pytest.mark.parametrize("size", [100_000, 1_000_000, 10_485_760])
+@pytest.mark.parametrize("pattern", ["one way", "both ways", "back and forth"])
+def test_large_messages_never_stall(
+    gateway: Gateway, wide: Upstream, size: int, pattern: str
+) -> None:
+    """Nothing but the bytes themselves keeps a stream moving: no ping, no timeout helps it."""
+    rounds = max(3, 20_000_000 // size)
+    up, down = (frame(BINARY, os.urandom(size), masked=masked) for masked in (True, False))
+    client, service = open_ws(gateway, wide, "/wide")
+    with client, service:
+        for _ in range(rounds):
+            if pattern == "both ways":
+                with client.sending(up), service.sending(down), expecting(service, up):
+                    expect(client, down)
+                continue
+            with client.sending(up):
+                expect(service, up)
+            if pattern == "back and forth":
+                with service.sending(down):
+                    expect(client, down)
+
+
+@pytest.mark.parametrize("size", [100_000, 1_000_000, 10_485_760])
+def test_large_raw_streams_never_stall(gateway: Gateway, wide: Upstream, size: int) -> None:
+    """The same where frames become bytes, and bytes frames."""
+    rounds = max(3, 20_000_000 // size)
+    payload = os.urandom(size)
+    up = frame(BINARY, payload)
+    client, service = open_raw(gateway, wide, "/wide-raw")
+    with client, service:
+        for _ in range(rounds):
+            with client.sending(up):
+                expect(service, payload)
+            with service.sending(payload):
+                assert read_payload(client, size) == hashlib.sha256(payload).hexdigest()
 
 
 def test_echo_that_nobody_reads(gateway: Gateway) -> None:
