@@ -11,14 +11,21 @@ Laws:
 - what goes out is sound: frames that the rules themselves let through, at most one Close, nothing
   behind it or behind FIN, and no FIN inside a frame (a cut stream is reset);
 - data goes out as it came in: nothing is lost before the end, nothing doubled or reordered;
-- what is queued is bounded, and counted right; a fate only grows.
+- what is queued is bounded, and counted right; a fate only grows;
+- the answer to a ping of our own is swallowed.
+
+All of it holds for the reference, and for the compiled rules where they are built.
 """
 
+import importlib
+import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from gateway.events import Cause, RelayRules, Side
-from gateway.frames import CLOSE, PING, TEXT, Cursor, Kind, build_frame, unmask
+from gateway.frames import CLOSE, PING, PONG, TEXT, Cursor, Kind, build_frame, unmask
 from gateway.leg import Fate
 from gateway.relaying import Relay
 
@@ -27,6 +34,14 @@ READ_MAX = 255                         # bytes in one read here
 OWN_MAX = 2 * 131                      # own frames: a ping and a Close
 ROUNDS_MAX = 60                        # of time running on, until the relay must be over
 Frame = tuple[int, bytes, bytes]       # opcode, the frame as it is, its payload unmasked
+MakeRelay = Callable[[RelayRules, float, Callable[[int], bytes]], Any]
+
+
+def relays() -> list[MakeRelay]:
+    """The reference, and the compiled rules behind the same face, if they are built."""
+    if importlib.util.find_spec("gateway.engine.compiled") is None:
+        return [Relay]
+    return [Relay, importlib.import_module("gateway.engine.compiled").CompiledRelay]
 
 
 def split(stream: bytes) -> tuple[list[Frame], bytes]:
@@ -54,6 +69,7 @@ class Wire:
 
     came: bytearray = field(default_factory=bytearray)
     went: bytearray = field(default_factory=bytearray)
+    heard_end: bool = False            # FIN came
     finished: bool = False             # FIN was sent
     closed: bool = False               # close(2) after all that was queued
     reset: bool = False
@@ -88,22 +104,26 @@ def rules_for(choice: int) -> RelayRules:
 class Script:
     """Reads an input as facts, and plays the driver."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, make_relay: MakeRelay) -> None:
         self.data, self.at = data, 1
         self.now = 100.0
         self.count = 0
-        self.own_pings: set[bytes] = set()
         self.rules = rules_for(data[0])
-        self.relay = Relay(self.rules, self.now, self._random_bytes)
+        self.relay = make_relay(self.rules, self.now, self._random_bytes)
         self.wires = (Wire(), Wire())
         self.biggest_read = 0
 
     def _random_bytes(self, count: int) -> bytes:
         self.count += 1
-        made = self.count.to_bytes(count, "big")
-        if count == 8:
-            self.own_pings.add(made)
-        return made
+        return self.count.to_bytes(count, "big")
+
+    def own_pings(self, side: Side) -> list[bytes]:
+        """Payloads of the pings to this side that no one sent from the other."""
+        wires, queue = self.wires, self.relay.legs[side].queue
+        told, _ = split(bytes(wires[side].went) + b"".join(queue))
+        read, _ = split(bytes(wires[side.other].came))
+        foreign = {payload for opcode, _, payload in read if opcode == PING}
+        return [p for opcode, _, p in told if opcode == PING and p not in foreign]
 
     def _next(self) -> int:
         byte = self.data[self.at] if self.at < len(self.data) else 0
@@ -160,14 +180,15 @@ class Script:
     def _sound_frame(self, side: Side) -> bytes:
         """A frame that this side may send; for a raw upstream, bytes."""
         first, length = self._next(), self._next()
-        opcode = (TEXT, 2, 2, 2, PING, PING, 10, CLOSE)[first & 7]
+        opcode = (TEXT, 2, 2, 2, PING, PING, PONG, CLOSE)[first & 7]
         payload = bytes(33 + number % 90 for number in range(length))
         if opcode >= CLOSE:
             payload = payload[:125]
         if opcode == CLOSE:
             payload = b"\x03\xe8" + payload[:50] if length else b""
-        if first & 128 and self.own_pings:
-            opcode, payload = 10, max(self.own_pings)
+        if first & 128 and not (side is Side.UPSTREAM and self.rules.raw):
+            own = self.own_pings(side)
+            opcode, payload = (PONG, own[-1]) if own else (opcode, payload)
         mask = bytes((first, length, 7, 9)) if side is Side.CLIENT else b""
         if side is Side.UPSTREAM and self.rules.raw:
             return payload
@@ -180,8 +201,9 @@ class Script:
             self.relay.received(side, data, self.now)
 
     def _finish(self, side: Side) -> None:
-        leg = self.relay.legs[side]
-        if leg.reading and not leg.finished and not self.wires[side].ended:
+        wire = self.wires[side]
+        if self.relay.legs[side].reading and not (wire.heard_end or wire.ended):
+            wire.heard_end = True
             self.relay.finished(side, self.now)
 
     def _lose(self, side: Side) -> None:
@@ -229,6 +251,7 @@ class Script:
         if wire.gone:
             assert not leg.queue
         elif leg.fate is Fate.RESET:
+            assert not leg.queue, "RESET drops the queue"
             wire.reset = not wire.closed
         elif wire.finished or wire.closed:
             assert not leg.queue, "bytes behind FIN"
@@ -252,7 +275,7 @@ def _check_sound(script: Script, side: Side) -> None:
         assert [opcode for opcode, _, _ in sent].index(CLOSE) == len(sent) - 1
         assert not rest, "something behind a Close"
     # Toward a side that has cut its own stream a FIN inside a frame deceives nobody.
-    if wire.finished and not (wire.reset or script.relay.legs[side].finished):
+    if wire.finished and not (wire.reset or wire.heard_end):
         assert not cursor.in_frame, "FIN inside a frame"
         assert not cursor.holds, "FIN inside a header or a control frame"
 
@@ -276,8 +299,14 @@ def _check_carried(script: Script, source: Side) -> None:
         assert (_data(read) + last).startswith(_data(sent))
         if rest and rest[0] & 0x0F < CLOSE:
             assert (_data(read) + last).startswith(_data(sent) + rest)
-        pings = [p for opcode, _, p in sent if opcode == PING and p not in script.own_pings]
-        assert pings == [p for opcode, _, p in read if opcode == PING][: len(pings)]
+        foreign = [p for opcode, _, p in read if opcode == PING]
+        pings = [p for opcode, _, p in sent if opcode == PING and p in set(foreign)]
+        assert pings == foreign[: len(pings)]
+        # The answer to our latest ping is ours; said again, it is a pong like others.
+        for own in script.own_pings(source)[-1:]:
+            answers = sum(opcode == PONG and payload == own for opcode, _, payload in read)
+            passed = sum(opcode == PONG and payload == own for opcode, _, payload in sent)
+            assert not answers or passed < answers, "the answer to our own ping passed"
     elif source is Side.UPSTREAM:
         sent, rest = split(went)
         assert came.startswith(_payload(sent))
@@ -290,11 +319,15 @@ def _check_carried(script: Script, source: Side) -> None:
 
 
 def fuzz_relay(data: bytes) -> None:
-    """One life of a relay."""
-    if not data:
-        return
-    script = Script(data)
-    script.run()
+    """One life of a relay, by the same script for each form of the rules."""
+    for make_relay in relays() if data else []:
+        script = Script(data, make_relay)
+        script.run()
+        _check(script)
+
+
+def _check(script: Script) -> None:
+    """What holds for a life that is over."""
     for side in Side:
         if not (script.rules.raw and side is Side.UPSTREAM):
             _check_sound(script, side)
