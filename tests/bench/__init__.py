@@ -1,6 +1,6 @@
 """The benchmark: this gateway beside other proxies and bare relays, in one run.
 
-    python -m tests.bench            the full comparison (about 40 minutes)
+    python -m tests.bench            the full comparison (estimated at 40 minutes)
     python -m tests.bench --quick    three short rounds, for a first look
     python -m tests.bench --prepare  fetch the proxies that no distribution packages
 
