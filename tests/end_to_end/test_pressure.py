@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -231,6 +232,28 @@ def test_echo_that_nobody_reads(gateway: Gateway) -> None:
         assert gateway.memory() - before < GROWTH
         assert read_payload(client, FLOOD) == expected(flood.piece)
         flood.join()
+
+
+@pytest.mark.parametrize("size", [200, 1500, 40_000])
+@pytest.mark.parametrize("stalled", [CLIENT, SERVICE])
+def test_stalled_reader_costs_no_cpu(
+    gateway: Gateway, narrow: Upstream, stalled: str, size: int
+) -> None:
+    """Whatever the pieces that the sender's frame comes in: who waits does not spin."""
+    client, service = open_ws(gateway, narrow)
+    with client, service:
+        sender, reader = (service, client) if stalled == CLIENT else (client, service)
+        whole = frame(BINARY, os.urandom(FLOOD), masked=stalled == SERVICE)
+        sender.socket.settimeout(0.3)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < len(whole):
+                sent += sender.socket.send(whole[sent : sent + size])
+        assert sent < len(whole), "the sender did not stall"
+        before = gateway.cpu()
+        time.sleep(0.4)
+        assert gateway.cpu() - before <= 0.1, "it spins while nobody reads"
+        assert reader.exactly(sent) == whole[:sent]
 
 
 def test_pings_that_nobody_takes_the_answers_of(gateway: Gateway, narrow: Upstream) -> None:
