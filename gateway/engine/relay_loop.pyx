@@ -541,9 +541,9 @@ cdef class RelayLoop:
             pipe.held -= count
             relay_sent(&slot.relay, self._terms(slot), 1 - side, count, self.now)
             return True
-        if count < 0 and errno == EAGAIN:
+        if count < 0 and (errno == EAGAIN or errno == EINTR):
             other.blocked = 1
-        elif count < 0 and errno != EINTR:
+        elif count < 0:
             self._send_failed(slot, 1 - side, errno)
         return False
 
@@ -556,6 +556,10 @@ cdef class RelayLoop:
             moved_in = self._splice_in(slot, side)
             if not moved_in and not moved_out:
                 break
+        else:
+            # Others have their turn; what is in the pipe goes on as soon as the loop comes round.
+            if slot.far[side].pipe != NO_PIPE and self.pipes.pipes[slot.far[side].pipe].held:
+                slot.far[1 - side].blocked = 1
         if (
             slot.far[side].pipe != NO_PIPE and not self.pipes.pipes[slot.far[side].pipe].held
             and (not slot.relay.legs[side].cursor.remaining or slot.relay.cause)
@@ -673,9 +677,9 @@ cdef class RelayLoop:
                 far.ahead if far.ahead else far.queue_end - far.queue_start, MSG_NOSIGNAL,
             )
             if sent < 0:
-                if errno == EAGAIN:
+                if errno == EAGAIN or errno == EINTR:
                     far.blocked = 1
-                elif errno != EINTR:
+                else:
                     self._send_failed(slot, side, errno)
                 return
             far.queue_start += sent
@@ -838,16 +842,11 @@ cdef class RelayLoop:
         far.mask = mask
 
     cdef inline bint _pipe_is_stuck(self, Slot *slot, int side) noexcept nogil:
-        """What came from here fills its pipe, or ends a frame in it, and the other takes nothing:
-        until it does, nothing more is read from here."""
+        """What came from here waits in its pipe for the other, who takes nothing now: nothing more
+        is read until it does. (How much a pipe takes is told in segments, not in bytes: whether
+        it is full cannot be known, and asking would spin.)"""
         cdef int index = slot.far[side].pipe
-        if index == NO_PIPE or not slot.far[1 - side].blocked:
-            return False
-        return (
-            self.pipes.pipes[index].held >= self.pipes.pipes[index].size
-            or (self.pipes.pipes[index].held > 0
-                and (not slot.relay.legs[side].cursor.remaining or slot.relay.cause))
-        )
+        return index != NO_PIPE and self.pipes.pipes[index].held > 0 and slot.far[1 - side].blocked
 
     cdef void _arm(self, uint32_t index) noexcept nogil:
         """Put it into the heap, unless it stands there at its time or sooner: deadlines mostly move
