@@ -210,17 +210,19 @@ def test_no_ping_while_a_foreign_one_is_unanswered(ends: Ends) -> None:
     assert ends.record(cause="silent", blame="client")
 
 
+@pytest.mark.parametrize("size", [50, 1_000_000])
 @pytest.mark.parametrize("first", SIDES)
-def test_heartbeats_never_enter_a_frame(ends: Ends, first: str) -> None:
+def test_heartbeats_never_enter_a_frame(ends: Ends, first: str, size: int) -> None:
     """A frame that takes longer than many heartbeats arrives as it was sent."""
     one, other = both(*ends.ws("/beat"), first)
-    payload = os.urandom(50)
+    payload = os.urandom(size)
     whole = frame(BINARY, payload, masked=first == CLIENT)
     one.send(whole[:10])
     begun = time.monotonic()
-    for at in range(10, len(whole)):
+    step = len(whole) // 40
+    for at in range(10, len(whole), step):
         time.sleep(BEAT / 10)
-        one.send(whole[at : at + 1])
+        one.send(whole[at : at + step])
     assert time.monotonic() - begun > 3 * BEAT
     assert other.read_frame()[:2] == (BINARY, payload)
     assert other.read_frame().opcode == PING, "the ping that was due comes behind the frame"
