@@ -10,7 +10,6 @@ from collections import deque
 from gateway.events import LegCounts, RelayRules, Side
 from gateway.frames import Cursor
 
-
 NOT_SPLICED = "the relay is in Python"   # why these rules copy every byte
 
 

@@ -19,7 +19,6 @@ from gateway.control.config_routes import (
     Written,
     absolute,
     build_upstream,
-    check_defaults,
     check_reachable,
 )
 from gateway.control.config_schema import (
@@ -111,7 +110,6 @@ class _Draft:
         if defaults is not None:
             self._defaults = defaults
             absolute(defaults.values, document.folder, defaults.place, self._mistakes)
-            check_defaults(defaults.values, defaults.place, self._mistakes)
         upstreams = tables.get("upstream")
         if isinstance(upstreams, dict):
             for key, one in upstreams.items():

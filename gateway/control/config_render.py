@@ -41,7 +41,6 @@ def effective(route: Route, upstream: Upstream) -> Iterator[tuple[str, str]]:
         without = {
             "connect_timeout": kind == "echo",
             "answer_timeout": kind != "ws",
-            "idle_timeout": route.heartbeat > 0,
             "heartbeat_timeout": route.heartbeat == 0,
         }
         if not without.get(key, False):

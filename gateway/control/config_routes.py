@@ -211,10 +211,6 @@ class RouteBuilder:
                     mistakes.add(place.key(key), f"the key while {saying}", f"no {key} then",
                                f"set {other}, or remove {key}")
                 del values[key]
-        if values.get("idle_timeout") and values.get("heartbeat", plain.heartbeat):
-            if "idle_timeout" in own:
-                _refuse_idle(place, mistakes)
-            del values["idle_timeout"]
         removed = set(values.get("remove_fields", ()))
         for field, _ in values.get("set_fields", ()):
             if field.lower() in removed:
@@ -234,12 +230,6 @@ class RouteBuilder:
                           self._at(place, "rewrite", own).text)
         except TableError as error:
             self._mistakes.take(place, error)
-
-
-def check_defaults(defaults: dict[str, Any], place: Place, mistakes: Mistakes) -> None:
-    """What [defaults] cannot mean for any route that leaves the other key alone."""
-    if defaults.get("idle_timeout") and defaults.get("heartbeat", Route(name="").heartbeat):
-        _refuse_idle(place, mistakes)
 
 
 def check_reachable(routes: list[Route], files: Mapping[str, int], mistakes: Mistakes) -> None:
@@ -275,11 +265,3 @@ def _in_folder(url: Url, folder: Path, place: Place, mistakes: Mistakes) -> Url:
         except TableError as error:
             mistakes.take(place, error)
     return url
-
-
-def _refuse_idle(place: Place, mistakes: Mistakes) -> None:
-    mistakes.add(place.key("idle_timeout"), "the key while heartbeat is on",
-               "one of both: answered pings are signs of life, so nothing is ever idle",
-               'write heartbeat = "off" as well, or remove it')
-
-

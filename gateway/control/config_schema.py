@@ -186,7 +186,7 @@ GATEWAY = Section(
             addresses.listen_address, 'an address such as "0.0.0.0:8080", or a list of them'
         ),
         "engine": values.choice("auto", "uvloop", not_built=("io_uring",)),
-        "drain": values.duration(),
+        "drain": values.duration(zero=True),
         "log": values.choice("text", "json"),
         "log_query": values.boolean,
         "max_sessions": values.count(),

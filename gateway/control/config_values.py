@@ -90,8 +90,8 @@ def choice(*options: str, not_built: tuple[str, ...] = ()) -> Reader[str]:
     return read
 
 
-def duration(*, off: bool = False) -> Reader[float]:
-    """Seconds, from 1 ms to 365 days; 0.0 for "off", where it may be off."""
+def duration(*, off: bool = False, zero: bool = False) -> Reader[float]:
+    """Seconds, from 1 ms to 365 days; 0.0 for "off", where it may be off, or for `zero`."""
     expected = 'a duration such as "500ms", "5s", "2m" or "1h"' + (', or "off"' if off else "")
 
     def read(value: object, place: str) -> float:
@@ -109,7 +109,7 @@ def duration(*, off: bool = False) -> Reader[float]:
             remedy = "write a whole number and ms, s, m or h, without a space"
             raise TableError(place, quoted(text), expected, remedy)
         milliseconds = int(found[1]) * UNITS_MS[found[2]]
-        if milliseconds == 0:
+        if milliseconds == 0 and not zero:
             remedy = 'write "off"' if off else 'the shortest is "1ms"'
             raise TableError(place, quoted(text), expected, remedy)
         if milliseconds > YEAR_MS:

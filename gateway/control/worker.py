@@ -37,7 +37,6 @@ from gateway.errors import Fault, fault_of
 from gateway.events import Accepted, Command, Event, Link, Side
 from gateway.protocol.desk import Desk
 from gateway.protocol.echo import EchoEndpoint
-from gateway.protocol.life import State
 from gateway.protocol.session import Session
 from gateway.table import Listener
 
@@ -389,7 +388,7 @@ class Worker:
         self._engine.set_timer(self._signals, _CUT, at + CUT_LIMIT)
         cut = 0
         for party, session in list(self._sessions.items()):
-            cut += session.state not in (State.LINGERING, State.CLOSING)
+            cut += session.is_busy
             self._tell(party, session.kill, at)
         self.counts.cut += cut
         if cut:

@@ -38,6 +38,14 @@ class Session(Asking):
         """Both links are gone and all is recorded: forget it."""
         return self.state is State.OVER
 
+    @property
+    def is_busy(self) -> bool:
+        """Something would be lost if it were cut now; not so between two exchanges, or behind the
+        last word."""
+        if self.state is State.HEAD:
+            return self.reader is not None and not self.reader.is_empty
+        return self.state not in (State.LINGERING, State.CLOSING, State.OVER)
+
     def start(self) -> list[Command]:
         """The first commands."""
         self.order(events.Read(Side.CLIENT))

@@ -41,6 +41,7 @@ in force:
   max_sessions_per_client = 50
   connect_timeout = "1s"
   answer_timeout = "15s"
+  idle_timeout = "off"
   write_timeout = "30s"
   close_timeout = "5s"
   session_timeout = "off"

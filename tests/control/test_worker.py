@@ -31,7 +31,6 @@ from gateway.events import (
 )
 from gateway.limits import SPARE_CONNECTIONS, Limits
 from gateway.protocol.desk import Desk
-from gateway.protocol.life import State
 from gateway.protocol.session import Session
 from gateway.routing import RouteTable
 from gateway.table import GatewaySettings, Listener, Table
@@ -142,7 +141,7 @@ class ScriptedSession:
         self.listener = listener
         self.seen: list[tuple[Side, Event]] = []
         self.script: dict[tuple[Side, type[Event]], list[Command]] = {}
-        self.state = State.RELAYING
+        self.is_busy = True
         self.over = False
         self.started: list[Command] = [events.Read(Side.CLIENT)]
         self.on_drain: list[Command] = [events.End(Cause.DRAIN)]
@@ -590,7 +589,7 @@ def test_the_end_of_the_drain_cuts_and_counts(stage: Stage) -> None:
     """Those that have already had their last word are no loss."""
     link, session = stage.accept()
     lingering, told = stage.accept()
-    told.state = State.LINGERING
+    told.is_busy = False
     stage.signalled(signal.SIGTERM, at=100.0)
     calls = stage.deliver(events.TimedOut(130.0, stage.bell, "drain"))
     assert ("reset", link) in calls
