@@ -342,19 +342,24 @@ cdef class RelayLoop:
     cdef void ready(self, uint32_t index, int side, uint32_t mask) noexcept nogil:
         cdef Slot *slot = self.slot(index)
         cdef Far *far = &slot.far[side]
+        cdef Leg *leg = &slot.relay.legs[side]
         cdef int number = 0
         cdef unsigned int size = sizeof(int)
         if far.fd < 0:
             return
         if mask & (EPOLLOUT | EPOLLERR | EPOLLHUP):
             far.blocked = 0
-        if slot.relay.legs[side].reading:
+        if leg.reading and not self._pipe_is_stuck(slot, side):
             if mask & (EPOLLIN | EPOLLERR | EPOLLHUP):
                 self._receive(slot, side)
         elif mask & EPOLLERR:
             getsockopt(far.fd, SOL_SOCKET, SO_ERROR, &number, &size)
             if number:
-                self._lose(slot, side, number)
+                # What came before that goes behind the pipe, as far as back-pressure lets it.
+                while leg.reading and far.fd >= 0 and self._read_last(slot, side):
+                    pass
+                if far.fd >= 0:
+                    self._lose(slot, side, number)
         elif mask & EPOLLHUP:
             # Both ways shut, and nothing to read or send: it would be told for ever.
             far.hung = 1
@@ -382,11 +387,11 @@ cdef class RelayLoop:
             memcpy(self._hot, far.tail, far.tail_size)
         count = recv(far.fd, self._hot + far.tail_size, want, 0)
         if count > 0:
+            if count == PEEK:
+                far.large = 0               # unless the frame that begins here is large, too
             self._feed_hot(slot, side, far.tail_size + <size_t>count)
-            if want == PEEK and count == PEEK and leg.reading and far.fd >= 0:
-                if leg.cursor.remaining < SPLICE_MIN:
-                    far.large = 0           # not any more: read on as usual
-                    self._receive(slot, side)
+            if want == PEEK and count == PEEK and not far.large and leg.reading and far.fd >= 0:
+                self._receive(slot, side)   # read on as usual
         elif count == 0:
             self._finish_side(slot, side)
         elif errno != EAGAIN and errno != EINTR:
