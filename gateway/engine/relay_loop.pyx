@@ -464,7 +464,6 @@ cdef class RelayLoop:
     cdef bint _may_splice(self, Slot *slot, int side) noexcept nogil:
         """Whether the kernel had better move the rest of this side's frame, and can."""
         cdef Leg *leg = &slot.relay.legs[side]
-        cdef Far *other = &slot.far[1 - side]
         return (
             leg.cursor.remaining >= SPLICE_MIN
             and slot.far[side].pipe == NO_PIPE
@@ -472,17 +471,17 @@ cdef class RelayLoop:
             and leg.reading
             and not self._terms(slot).raw
             and slot.relay.legs[1 - side].fate == OPEN
-            and other.queue == NULL
-            and not other.blocked
             and self._take_pipe(slot, side)
         )
 
     cdef bint _take_pipe(self, Slot *slot, int side) noexcept nogil:
+        cdef Far *other = &slot.far[1 - side]
         slot.far[side].pipe = self.pipes.take()
-        if slot.far[side].pipe != NO_PIPE:
-            return True
-        slot.far[side].no_pipe = 1
-        return False
+        if slot.far[side].pipe == NO_PIPE:
+            slot.far[side].no_pipe = 1
+            return False
+        other.ahead = other.queue_end - other.queue_start       # older than what the pipe will hold
+        return True
 
     cdef void _give_pipe_back(self, Slot *slot, int side) noexcept nogil:
         if slot.far[side].pipe != NO_PIPE:
