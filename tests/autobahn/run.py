@@ -195,18 +195,33 @@ def _suite(script: str) -> list[str]:
     return [str(PYTHON), "-W", "ignore", str(SUITE / script)]
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+
+
 def _await(command: list[str], log: Path, environment: dict[str, str]) -> None:
     """Run to the end. Raises RunFailed."""
     with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env={**os.environ, **environment}
+        )
+        _running.add(process)
         try:
-            done = subprocess.run(
-                command, stdout=out, stderr=out, check=False, timeout=RUN_LIMIT,
-                env={**os.environ, **environment},
-            )
+            code = process.wait(RUN_LIMIT)
         except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
             raise RunFailed(f"no end within {RUN_LIMIT} s, see {log}") from None
-    if done.returncode:
-        raise RunFailed(f"{' '.join(command)} failed:\n{_tail(log)}")
+        finally:
+            _running.discard(process)
+    if code:
+        raise RunFailed(f"{' '.join(command)[:200]} failed:\n{_tail(log)}")
+
+
+def _stop(*_: object) -> None:
+    """SIGTERM: what was started ends, too."""
+    for process in tuple(_running):
+        process.terminate()
+    sys.exit(143)
 
 
 @dataclass(frozen=True)
@@ -304,7 +319,7 @@ def main() -> int:
     parser.add_argument("--proxy", choices=["gateway", "nginx"], default="gateway")
     parser.add_argument("--keep", type=Path, help="a folder for results and logs, made if needed")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # so that what was started is stopped
+    signal.signal(signal.SIGTERM, _stop)
     folder = given.keep or Path(tempfile.mkdtemp(prefix="autobahn-"))
     folder.mkdir(parents=True, exist_ok=True)
     proxy: Proxy = nginx if given.proxy == "nginx" else gateway(given.engine)
