@@ -47,6 +47,7 @@ cdef extern from "<sys/socket.h>" nogil:
     enum:
         MSG_NOSIGNAL
         MSG_MORE
+        MSG_PEEK
         SHUT_WR
         SOL_SOCKET
         SO_LINGER

@@ -44,6 +44,7 @@ cdef struct Cursor:
     uint8_t fragmented
     uint8_t final
     uint8_t broken
+    uint8_t header_left         # of a peeked header: bytes that are still in the socket
     Utf8 utf8                   # of the text message under way, toward raw bytes
 
 cdef struct Leg:
@@ -126,6 +127,9 @@ cdef struct Output:
 cdef void relay_init(Relay *relay, const Rules *rules, uint32_t index, double now) noexcept nogil
 cdef size_t relay_received(
     Relay *relay, const Rules *rules, int side, uint8_t *data, size_t size, double now, Output *out
+) noexcept nogil
+cdef bint relay_peeked(
+    Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t size, uint64_t least
 ) noexcept nogil
 cdef void relay_spliced(
     Relay *relay, const Rules *rules, int side, size_t size, double now

@@ -351,6 +351,13 @@ cdef size_t walk(
     cdef bint own
     only_own[0] = True
     while at < size:
+        if cursor.header_left:                  # peeked, checked, and then not spliced after all
+            take = size - at
+            if take > cursor.header_left:
+                take = cursor.header_left
+            cursor.header_left -= <uint8_t>take
+            at += take
+            continue
         if cursor.remaining:
             take = size - at
             if take > cursor.remaining:
@@ -480,13 +487,41 @@ cdef size_t relay_received(
     return used
 
 
+cdef bint relay_peeked(
+    Relay *relay, const Rules *rules, int side, const uint8_t *data, size_t size, uint64_t least
+) noexcept nogil:
+    """`data` stands at the front of the socket and stays there. True if it is the whole header of
+    a data frame of `least` bytes or more that may pass: it is accounted for, and header and
+    payload are to be spliced (or read) together. Otherwise nothing is changed: read it."""
+    cdef Leg *leg = &relay.legs[side]
+    cdef Cursor *cursor = &leg.cursor
+    cdef size_t head
+    cdef uint64_t length = 0
+    cdef int wrong
+    if (
+        relay.cause or rules.raw or leg.close_received != NO_CLOSE or cursor.remaining
+        or cursor.tail or not size or data[0] & 0x08
+    ):
+        return False
+    wrong = look(relay, rules, side, data, size, &head, &length)
+    if wrong:
+        cursor.broken = 0                       # it will be, when it is read
+        return False
+    if not head or length < least:
+        return False
+    open_frame(relay, rules, side, data, head, length)
+    cursor.header_left = <uint8_t>head
+    return True
+
+
 cdef void relay_spliced(
     Relay *relay, const Rules *rules, int side, size_t size, double now
 ) noexcept nogil:
-    """`size` payload bytes of the frame under way went past user space and are on their way: they
-    count as queued for the other side until `relay_sent`."""
+    """`size` bytes of the frame under way (what is left of a peeked header, then payload) went past
+    user space and are on their way: they count as queued for the other side until `relay_sent`."""
     cdef Leg *leg = &relay.legs[side]
     cdef Leg *other = &relay.legs[1 - side]
+    cdef size_t head = size if size < leg.cursor.header_left else leg.cursor.header_left
     leg.bytes_in += size
     leg.spliced += size
     leg.heard_at = relay.active_at = now
@@ -495,7 +530,8 @@ cdef void relay_spliced(
         if rules.write_timeout > 0:
             sooner(relay, now + rules.write_timeout)
     other.queued += size
-    advance(relay, rules, &leg.cursor, size)
+    leg.cursor.header_left -= <uint8_t>head
+    advance(relay, rules, &leg.cursor, size - head)
     set_reading(relay, rules)
 
 
@@ -600,18 +636,21 @@ cdef void received_while_ending(
     """Thrown away, but for the rest of a frame behind which a farewell waits."""
     cdef Leg *other = &relay.legs[1 - side]
     cdef Cursor *cursor = &relay.legs[side].cursor
+    cdef size_t head
     cdef int wrong
     if not other.pending:
         return
-    if size > cursor.remaining:
-        size = cursor.remaining
+    if size > cursor.header_left + cursor.remaining:
+        size = cursor.header_left + cursor.remaining
     if rules.raw:
         wrong = pass_payload(relay, rules, data, size, now, out, True)
     else:
         queue_up(other, out, 1 - side, data, size)
         wrong = 0
+    head = size if size < cursor.header_left else cursor.header_left
+    cursor.header_left -= <uint8_t>head
     if not wrong:
-        wrong = advance(relay, rules, cursor, size)
+        wrong = advance(relay, rules, cursor, size - head)
     if wrong:
         other.pending = 0
         raise_fate(other, RESET)

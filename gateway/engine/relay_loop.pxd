@@ -38,6 +38,7 @@ cdef struct Slot:
     Far far[2]
     double armed_at             # in the heap by this time
     uint64_t links[2]
+    uint32_t index              # its own place
     uint32_t generation
     uint32_t heap_at            # place in the heap, or UNWATCHED
     uint32_t next_free

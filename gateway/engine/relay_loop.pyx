@@ -13,8 +13,10 @@ Facts that shape it:
 - splice(2) moves the rest of a large frame socket, pipe, socket: exactly the payload, so that the
   next header is read here again. `SPLICE_F_NONBLOCK` covers the pipe alone; sockets are
   O_NONBLOCK. EAGAIN from a socket is "empty" or "pipe full": the bytes in the pipe are counted.
-- After a large frame the next header is read alone (`PEEK` bytes), so that its payload stays in
-  the kernel; the header leaves with MSG_MORE if the payload is in the pipe already.
+- After a large frame the next header is only peeked at. If it is another large one, header and
+  payload are spliced together; so a stream of large frames costs three calls a piece.
+- The first large frame's header was read with what came with it. It leaves with MSG_MORE if
+  payload is in the pipe already.
 
 Must never: block, take the GIL per event, close a descriptor while its number may be looked up.
 """
@@ -45,6 +47,7 @@ from gateway.engine.relay cimport (
     relay_init,
     relay_is_over,
     relay_lost,
+    relay_peeked,
     relay_received,
     relay_sent,
     relay_spliced,
@@ -60,6 +63,7 @@ from gateway.engine.linux cimport (
     EPOLLOUT,
     MSG_MORE,
     MSG_NOSIGNAL,
+    MSG_PEEK,
     SHUT_WR,
     SO_ERROR,
     SO_LINGER,
@@ -106,7 +110,7 @@ cdef class RelayLoop:
     `begin` leave for `take_ended`.
     """
 
-    def __cinit__(self, pipes_max=PIPES_MAX):
+    def __cinit__(self, pipes_max=PIPES_MAX, **_subclass):
         self._hot = <uint8_t *>malloc(TAIL_MAX + HOT)
         self._out = <Output *>malloc(sizeof(Output))
         if self._hot == NULL or self._out == NULL:
@@ -207,6 +211,7 @@ cdef class RelayLoop:
         cdef int side
         cdef const uint8_t[::1] view
         memset(slot, 0, sizeof(Slot))
+        slot.index = index
         slot.generation = generation
         slot.used = 1
         slot.heap_at = UNWATCHED
@@ -511,8 +516,8 @@ cdef class RelayLoop:
             return False
         pipe = &self.pipes.pipes[far.pipe]
         want = pipe.size - pipe.held
-        if want > leg.cursor.remaining:
-            want = leg.cursor.remaining
+        if want > leg.cursor.header_left + leg.cursor.remaining:
+            want = leg.cursor.header_left + leg.cursor.remaining
         if not want:
             return False
         count = splice(far.fd, NULL, pipe.in_fd, NULL, want, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
