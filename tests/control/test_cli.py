@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -264,7 +265,7 @@ def test_a_signal_before_serving_ends_it_with_0(tmp_path: Path, number: int) -> 
 
 def test_it_may_be_started_without_standard_descriptors(table: Path) -> None:
     """No socket of a client may become descriptor 1."""
-    code = f"exec {sys.executable} -m gateway check {table} <&- >&- 2>&-"
+    code = f"exec {shlex.quote(sys.executable)} -m gateway check {table} <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", code], timeout=PATIENCE, check=False).returncode == 0
 
 
