@@ -3,14 +3,15 @@
 # Paths are relative, for a folder with a space in its name; Python programs are run as
 # `python -m`, since a script's first line cannot hold such a path. Nothing needs activating.
 
-PYTHON ?= python3        # makes .venv: 3.11 or newer
-ARGS   ?=                # more for pytest: make test ARGS="-k heads -x"
+PYTHON  ?= python3       # makes .venv: 3.11 or newer
+ARGS    ?=               # more for pytest: make test ARGS="-k heads -x"
+SECONDS ?= 60            # for all targets of the fuzzer together
 
 PY := .venv/bin/python
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint types format lock wheel clean ready ready-to-test
+.PHONY: help demo test test-fast autobahn fuzz check lint types format lock wheel clean ready ready-to-test
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z -]*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
@@ -25,6 +26,12 @@ test: check      ## everything: ruff, mypy, all tests
 
 test-fast: ready-to-test   ## tests without sockets and programs: under a minute
 	$(PY) -m pytest tests/house tests/protocol tests/control $(ARGS)
+
+autobahn: ready-to-test    ## all cases of the Autobahn suite, as client and as server
+	$(PY) -m tests.autobahn.run
+
+fuzz: ready-to-test        ## coverage-guided fuzzing: make fuzz SECONDS=3600
+	$(PY) -m tests.fuzz.run --seconds $(SECONDS)
 
 check: lint types   ## ruff and mypy
 
