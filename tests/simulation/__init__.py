@@ -1,0 +1,20 @@
+"""The simulation: seeded lives of a whole gateway on the memory engine, and what must hold in all.
+
+    python -m tests.simulation                     2,000 lives from a fresh base
+    python -m tests.simulation --lives 100000      on all cores
+    python -m tests.simulation --seed 4711         one life again, told step by step
+    python -m tests.simulation --hunt forgets_fin  how soon a broken relay is caught
+
+A life is one world: the real worker with real sessions, routes, pools and limits, a simulated
+network and a virtual clock, a few clients and the upstreams that they reach, all of whom may be
+slow, rude, broken or gone at any byte; and its drain or its sudden end.
+
+- `plans.py` draws what everybody will do; `ends.py` does it; `codec.py` is what they know of
+  frames and heads, written from the RFCs and without a look at the gateway's own code.
+- `watch.py` looks over the engine's and the relay's shoulders; `world.py` puts all together.
+- `oracle.py`, `accounts.py` and `verdicts.py` say what may and what must have happened.
+- `mutants.py` has faults that must be found: the test of the test.
+
+Laws: one seed is one life, to the byte. What may arrive is judged by what the far ends said and
+did, never by what the gateway says of itself; its own account is then compared with theirs.
+"""

@@ -1,0 +1,319 @@
+"""The table of ends: was there cause for the end, came it in time, and was each side told rightly?
+
+The record names a cause and a side. What the far ends did must bear it out, each side must have
+heard what the table has for that cause, and nothing that ends a relay may be overlooked for long.
+"""
+
+import math
+
+from simulation.codec import PING, PONG, Frame
+from simulation.ends import is_own_ping
+from simulation.plans import NEVER
+from simulation.story import GRAIN, Story, View
+from simulation.watch import hold
+
+OWN_FAULT = {"framing": 1002, "text": 1007, "too big": 1009}
+LOST_LIKE = ("cut", "lost", "silent", "stalled", "unanswered", *OWN_FAULT)
+BY_ORDER = ("idle timeout", "session timeout", "drain", "killed")
+
+
+def check_end(story: Story) -> None:
+    """Everything about how one relay ended."""
+    check_cause(story)
+    check_in_time(story)
+    for view in story.sides:
+        if not view.is_raw:
+            check_told(story, view)
+    if story.upstream is not None and story.upstream.is_raw:
+        check_raw_end(story, story.upstream)
+    for view in story.sides:
+        if not view.is_raw:
+            check_heartbeat(story, view)
+
+
+# --- Was there cause? ---------------------------------------------------------------------------
+
+
+def check_cause(story: Story) -> None:
+    """What the far ends did bears out what the record says."""
+    offender = next((view for view in story.sides if story.is_offender(view)), None)
+    if story.upstream is None and story.record.blame is not None and offender is None:
+        return                                      # the built-in echo's doing
+    cause = story.cause
+    if cause in BY_ORDER:
+        hold(story.record.blame is not None and story.record.blame.value == "gateway",
+             f"cause: {cause}, and blame is {story.record.blame}")
+        _check_order(story)
+        return
+    hold(offender is not None, f"cause: {cause}, and nobody is to blame")
+    assert offender is not None
+    other = story.other(offender)
+    settled = story.settled + GRAIN
+    bears_out = {
+        "closed": lambda: offender.close_at <= settled,
+        "finished": lambda: offender.finished_at <= settled,
+        "cut": lambda: offender.finished_at <= settled and _is_cut(story, offender),
+        "lost": lambda: offender.went_at <= settled or _is_closed_hard(offender),
+        "silent": lambda: _is_silent(story, offender),
+        "stalled": lambda: _is_stalled(story, offender),
+        "unanswered": lambda: _is_unanswered(story, offender, other),
+        "framing": lambda: _is_at_fault(offender, "framing"),
+        "text": lambda: _is_at_fault(offender, "text") or _ends_in_a_character(story, offender),
+        "too big": lambda: _is_at_fault(offender, "too big"),
+    }
+    hold(cause in bears_out, f"cause: {cause}")
+    hold(bears_out[cause](), f"cause: {cause} by {offender.name} ({story.record.detail}), which "
+         f"it did not do: {offender.deeds}, fault {offender.sent.fault!r}")
+
+
+def _check_order(story: Story) -> None:
+    route, began, settled = story.route, story.trace.began, story.settled + GRAIN
+    if story.cause == "drain":
+        hold(story.world.drain_at <= settled, "cause: drained before the drain")
+    elif story.cause == "killed":
+        hold(story.world.kill_at <= settled or story.world.drain_at <= settled,
+             "cause: killed before the end")
+    elif story.cause == "session timeout":
+        hold(route.session_timeout and settled >= began + route.session_timeout,
+             "cause: session_timeout came too early")
+    else:
+        hold(route.idle_timeout > 0, "cause: no idle_timeout is set")
+        for view in story.sides:
+            since, until = settled - route.idle_timeout + GRAIN, settled - story.transit - GRAIN
+            hold(not _was_active(view, since, until),
+                 f"cause: idle_timeout, and {view.name} was not idle")
+
+
+def _was_active(view: View, since: float, until: float) -> bool:
+    """Whether a frame began or went on then, but for pongs, which may answer our own pings.
+    Part of a header, or of a control frame, is not yet anything."""
+    if view.is_raw:
+        return view.spoke_between(since, until)
+    first, last = view.left_by(since), view.left_by(until)
+    part = view.sent.part_at
+    return any(
+        one.opcode != PONG and one.end > first and one.end <= last for one in view.sent.frames
+    ) or (part is not None and last > first and last > part + 14)
+
+
+def _is_cut(story: Story, view: View) -> bool:
+    """It ends inside a frame; toward a raw upstream, without a Close."""
+    if story.trace.rules.raw:
+        return view.sent.closed is None
+    return view.in_a_frame or bool(view.sent.fault and not view.sent.certain)
+
+
+def _is_closed_hard(view: View) -> bool:
+    return "close" in view.deeds or "vanish" in view.deeds
+
+
+def _is_silent(story: Story, view: View) -> bool:
+    """It gave no sign of life for `heartbeat_timeout`."""
+    route = story.route
+    since = story.settled - route.heartbeat_timeout     # when it was pinged
+    until = story.settled - story.transit
+    return bool(route.heartbeat) and not view.spoke_between(since, until)
+
+
+def _is_stalled(story: Story, view: View) -> bool:
+    """It took nothing for `write_timeout`."""
+    since = story.settled - story.route.write_timeout + story.transit
+    until = story.settled - story.transit
+    return "vanish" in view.deeds or any(
+        begin <= since and end >= until for begin, end in view.actor.stalls
+    )
+
+
+def _is_unanswered(story: Story, view: View, other: View | None) -> bool:
+    """The other side's Close was not answered within `close_timeout`."""
+    if other is None:
+        return True
+    waited = story.settled - other.close_at
+    return (
+        waited >= story.route.close_timeout - GRAIN
+        and view.close_at > story.settled - story.transit
+        or bool(view.actor.stalls)
+    )
+
+
+def _is_at_fault(view: View, kind: str) -> bool:
+    """Its stream is broken in this way; of one that breaks off in a header both may be said."""
+    return view.sent.fault == kind
+
+
+def _ends_in_a_character(story: Story, view: View) -> bool:
+    """A raw upstream's text that is none, or that ends inside a character."""
+    if not view.is_raw or story.route.frames != "text":
+        return False
+    try:
+        view.said.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+# --- Came it in time? ---------------------------------------------------------------------------
+
+
+def check_in_time(story: Story) -> None:
+    """Nothing that ends a relay is overlooked for long."""
+    route, ended = story.route, story.ended
+    slack = story.transit + 2 * route.close_timeout + 0.5
+    if route.session_timeout:
+        hold(ended <= story.trace.began + route.session_timeout + slack,
+             "progress: session_timeout was overlooked")
+    hold(ended <= story.world.drain_at + slack or story.world.drain_at < story.trace.began,
+         "progress: a relay outlived the drain")
+    if any(view.actor.stalls or "vanish" in view.deeds for view in story.sides):
+        _check_vanished(story)
+        return
+    for view in story.sides:
+        for what, at in (
+            ("Close", view.close_at), ("fault", _certain_fault_at(view)), ("FIN", view.finished_at),
+            ("RST", view.deeds.get("reset", math.inf)),
+        ):
+            hold(ended <= max(at, story.trace.began) + slack,
+                 f"progress: {what} of {view.name} at {at:.3f} ended nothing until {ended:.3f}")
+    if route.idle_timeout and story.upstream is not None:
+        last = max(story.trace.began, *(view.last_byte_at for view in story.sides))
+        hold(ended <= last + route.idle_timeout + slack, "progress: idle_timeout was overlooked")
+    for view in story.sides:
+        if not view.is_raw and view.actor.plan.manners.pong == NEVER:
+            _check_silence(story, view, view.last_byte_at)
+
+
+def _certain_fault_at(view: View) -> float:
+    return view.when(view.sent.fault_at + 14) if view.sent.fault and view.sent.certain else math.inf
+
+
+def _check_vanished(story: Story) -> None:
+    """One that is gone without a word is found by the heartbeat."""
+    if any(view.actor.stalls for view in story.sides):
+        return
+    for view in story.sides:
+        if "vanish" in view.deeds and not view.is_raw:
+            _check_silence(story, view, view.last_byte_at)
+
+
+def _check_silence(story: Story, view: View, since: float) -> None:
+    """`view` is quiet since then and answers no ping, so it must have been found lost."""
+    route, other = story.route, story.other(view)
+    if not route.heartbeat or other is None or other.in_a_frame:
+        return
+    begin = max(since, story.trace.began)
+    limit = begin + route.heartbeat + 2 * route.heartbeat_timeout + 1.0
+    hold(story.ended <= limit + story.transit + 2 * route.close_timeout,
+         f"progress: {view.name} was silent since {begin:.3f}, until {story.ended:.3f}")
+
+
+# --- Was each side told? ------------------------------------------------------------------------
+
+
+def check_told(story: Story, view: View) -> None:
+    """The Close that a side heard is the other's own, or the one of the table of ends."""
+    heard, other = view.heard.closed, story.other(view)
+    expected = expected_code(story, view)
+    if heard is not None:
+        if other is not None and not other.is_raw and _is_passed(view, heard, other):
+            return
+        if other is None:
+            return
+        hold(expected is not None and heard.code == expected,
+             f"told: {view.name} heard Close {heard.code}, and the table has {expected} for "
+             f"{story.cause} by {story.record.blame}")
+    elif expected is not None and _must_hear(story, view):
+        hold(False, f"told: {view.name} never heard Close {expected} for {story.cause} by "
+             f"{story.record.blame}: {view.deeds}")
+
+
+def _is_passed(view: View, heard: Frame, other: View) -> bool:
+    closed = other.sent.closed
+    return closed is not None and (
+        view.got[heard.at : heard.end] == other.said[closed.at : closed.end]
+    )
+
+
+def expected_code(story: Story, view: View) -> int | None:
+    """What the table of ends has for this side, where that is a Close of our own."""
+    cause, route = story.cause, story.route
+    is_client = view is story.client
+    if story.trace.rules.raw and cause == "closed":
+        assert view.sent.closed is not None, "closed, and nobody closed"
+        return view.sent.closed.code
+    if story.trace.rules.raw and cause == "finished":
+        return 1000 if story.record.blame is not None and (
+            story.record.blame.value == "upstream") else None
+    if cause in LOST_LIKE:
+        if story.is_offender(view):
+            return OWN_FAULT.get(cause)
+        return 1014 if is_client else 1001
+    if cause == "session timeout" and is_client:
+        return route.session_code
+    if cause in ("drain", "killed") and is_client:
+        return route.drain_code
+    return 1001 if cause in BY_ORDER else None
+
+
+def _must_hear(story: Story, view: View) -> bool:
+    """Nothing kept this side from being told."""
+    other = story.other(view)
+    if not view.sees_to_the_end or other is None or story.cause == "killed":
+        return False
+    if any(begin <= story.settled + story.transit and end >= story.settled - story.transit
+           for begin, end in other.actor.in_frame):
+        return False                                # a frame was under way toward it
+    if other.in_a_frame:
+        return False
+    if other.finished_at <= story.settled and story.cause not in ("text", "finished"):
+        return False                                # FIN was passed on before
+    if story.world.kill_at < story.ended + GRAIN:
+        return False
+    return not (story.is_offender(view) and story.cause in ("lost", "silent", "stalled"))
+
+
+def check_raw_end(story: Story, view: View) -> None:
+    """A raw upstream gets RST wherever a client was cut, broke a rule, or went without a Close."""
+    if story.is_unix or not view.sees_to_the_end or view.finished_at < math.inf:
+        return
+    is_cut = (story.cause in LOST_LIKE and not story.is_offender(view)) or (
+        story.cause == "finished" and story.is_offender(story.client)
+    )
+    if is_cut:
+        hold("was reset" in view.deeds, f"cut: a raw upstream saw no RST ({story.cause})")
+    if story.cause == "closed" and story.ended < story.settled + story.route.close_timeout - GRAIN:
+        hold("was reset" not in view.deeds or story.world.kill_at <= story.ended,
+             "told: a raw upstream saw RST, and the client had closed")
+
+
+# --- Heartbeat ----------------------------------------------------------------------------------
+
+
+def check_heartbeat(story: Story, view: View) -> None:
+    """A ping of our own comes to a quiet side only, and not while a foreign one is unanswered."""
+    heartbeat = story.route.heartbeat
+    foreign_at = -math.inf
+    for at, one in view.actor.heard:
+        if one.opcode != PING or _is_late(story, view, at):
+            continue
+        if not is_own_ping(one):
+            foreign_at = at
+            continue
+        since, until = at - heartbeat + story.transit, at - story.transit
+        hold(heartbeat and not view.spoke_between(since, until) or _was_held(story, view),
+             f"heartbeat: {view.name} was pinged at {at:.3f}, and had not been quiet")
+        answered = any(when >= foreign_at - story.transit for when, _ in view.actor.pongs) or any(
+            view.when(frame.end) >= foreign_at - story.transit
+            for frame in view.sent.frames if frame.opcode == PONG
+        )
+        hold(math.isinf(foreign_at) or answered,
+             f"heartbeat: {view.name} was pinged at {at:.3f} while a foreign ping was unanswered")
+
+
+def _is_late(story: Story, view: View, at: float) -> bool:
+    """What it heard then may have waited for it to read on."""
+    return any(begin <= at <= end + story.transit for begin, end in view.actor.stalls)
+
+
+def _was_held(story: Story, view: View) -> bool:
+    """It may have spoken without being read."""
+    return story.trace.held[view.side] > 0
