@@ -4,6 +4,8 @@ Everything else about the package is in pyproject.toml.
 """
 
 import os
+import sysconfig
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -20,14 +22,30 @@ if DEBUG == "asan":
     LINK += ["-fsanitize=address,undefined"]
 
 
-def part(name: str) -> Extension:
-    """One extension module of `gateway.engine`."""
+def part(name: str, archives: list[str] | None = None) -> Extension:
+    """One extension module of `gateway.engine`, with these archives linked into it."""
     return Extension(
         f"gateway.engine.{name}",
         [f"gateway/engine/{name}.pyx"],
         extra_compile_args=FLAGS,
         extra_link_args=LINK,
+        extra_objects=archives,
     )
+
+
+def liburing() -> str:
+    """The static library (Debian: liburing-dev), where it and its headers are; "" if not.
+
+    Static, so that the wheel needs no liburing where it runs.
+    """
+    folders = [f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}", "/usr/lib64", "/usr/lib"]
+    for root, found in (("/usr/local", ["/usr/local/lib"]), ("/usr", folders)):
+        if Path(root, "include/liburing.h").is_file():
+            for folder in found:
+                archive = Path(folder, "liburing.a")
+                if archive.is_file():
+                    return str(archive)
+    return ""
 
 
 class BuildWhatCanBe(build_ext):
@@ -46,7 +64,11 @@ class BuildWhatCanBe(build_ext):
 
 NAMES = ("relay", "relay_report", "compiled", "pipes", "relay_loop", "epoll_relays")
 
-PARTS = cythonize([part(name) for name in NAMES], quiet=True)
+WANTED = [part(name) for name in NAMES]
+if LIBURING := liburing():
+    WANTED += [part("uring_ring", [LIBURING]), part("ring_relays")]
+
+PARTS = cythonize(WANTED, quiet=True)
 for one in PARTS:
     one.optional = True  # only now: cythonize makes new ones, and would forget it
 

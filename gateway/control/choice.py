@@ -1,7 +1,17 @@
-"""Which engine runs, and why."""
+"""Which engine runs, and why.
+
+Laws of this file:
+
+- "auto" never fails because of io_uring: what cannot be had is said, and uvloop runs.
+- An engine that the table names runs, or nothing does.
+- Only what runs is loaded.
+"""
 
 from gateway.engine.contract import Engine
 from gateway.errors import EngineRefused
+
+DEMANDED = "the table demands it"
+NOT_BUILT = "its extension was not built: no compiler, or no liburing with its headers"
 
 
 def choose(wanted: str) -> tuple[Engine, str]:
@@ -9,14 +19,46 @@ def choose(wanted: str) -> tuple[Engine, str]:
 
     Raises `EngineRefused` where the one that the table demands cannot run here.
     """
-    if wanted not in ("auto", "uvloop"):
+    assert wanted in ("auto", "io_uring", "uvloop")
+    if wanted == "uvloop":
+        return _uvloop(), DEMANDED
+    engine, refused = _uring()
+    if engine is not None:
+        return engine, DEMANDED if wanted == "io_uring" else "it can be had here"
+    if wanted == "io_uring":
         raise EngineRefused(
-            f'engine "{wanted}" is not built in this version; use "auto" or "uvloop"'
+            f'engine "io_uring" cannot run here: {refused}; engine = "auto" runs uvloop instead'
         )
+    return _uvloop(), f"no io_uring: {refused}"
+
+
+def why_no_uring() -> str:
+    """Why the engine on io_uring cannot run here, with the likely cause; "" if it can."""
     try:
-        # Only the engine that runs is loaded.
-        from gateway.engine.uv import UvEngine  # noqa: PLC0415
+        from gateway.engine import uring_setup  # noqa: PLC0415 - see the module's docstring
+    except ImportError:
+        return NOT_BUILT
+    return uring_setup.refusal()
+
+
+def _uring() -> tuple[Engine | None, str]:
+    """The engine, or why not. What a trial ring got, the real one may still be refused."""
+    refused = why_no_uring()
+    if refused:
+        return None, refused
+    from gateway.engine.uring import UringEngine  # noqa: PLC0415 - see the module's docstring
+    from gateway.engine.uring_ring import RingRefused  # noqa: PLC0415 - likewise
+    from gateway.engine.uring_setup import explain_error  # noqa: PLC0415 - likewise
+
+    try:
+        return UringEngine(), ""
+    except (RingRefused, OSError) as error:
+        return None, explain_error(error)
+
+
+def _uvloop() -> Engine:
+    try:
+        from gateway.engine.uv import UvEngine  # noqa: PLC0415 - see the module's docstring
     except ImportError as error:
         raise EngineRefused(f"engine uvloop cannot be loaded: {error}") from error
-    reason = "the table demands it" if wanted == "uvloop" else "io_uring is not built"
-    return UvEngine(), reason
+    return UvEngine()

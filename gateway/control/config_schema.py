@@ -185,7 +185,7 @@ GATEWAY = Section(
         "listen": values.one_or_list(
             addresses.listen_address, 'an address such as "0.0.0.0:8080", or a list of them'
         ),
-        "engine": values.choice("auto", "uvloop", not_built=("io_uring",)),
+        "engine": values.choice("auto", "io_uring", "uvloop"),
         "drain": values.duration(zero=True),
         "log": values.choice("text", "json"),
         "log_query": values.boolean,

@@ -3,7 +3,8 @@
 A relay that is handed over leaves the engine's poller and its table of links: it costs a slot in
 C and two numbers here. Its links come back as news when it has ended.
 
-Never: look at a byte. What the driver does is in `epoll_relays.pyx`.
+Never: look at a byte. What the driver does is in `relay_loop.pyx`; where it waits, in
+`epoll_relays.pyx` and `ring_relays.pyx`.
 """
 
 import math
@@ -16,18 +17,21 @@ from gateway.events import Cause, Closed, LegCounts, Link, RelayEnded, RelayRule
 
 if TYPE_CHECKING:
     from gateway.engine.core import SocketEngine
+    from gateway.engine.ring_relays import RingRelays
 
 
 class CompiledRelays:
-    """The compiled relays of one engine. `slots` says which links they have."""
+    """The compiled relays of one engine. `slots` says which links they have. They wait in an epoll
+    descriptor of their own, or in the `ring` that is the engine's loop."""
 
-    def __init__(self, engine: "SocketEngine"):
+    def __init__(self, engine: "SocketEngine", ring: "RingRelays | None" = None):
         self._engine = engine
-        self._driver = EpollRelays()
+        self._driver: EpollRelays | RingRelays = ring if ring is not None else EpollRelays()
         self.slots: dict[Link, int] = {}
 
     def fileno(self) -> int:
-        """To be watched for reading; `drain` is due when it is readable."""
+        """To be watched for reading; `drain` is due when it is readable. Not where a ring is."""
+        assert isinstance(self._driver, EpollRelays)
         return self._driver.fileno()
 
     @property
@@ -78,7 +82,8 @@ class CompiledRelays:
         return self._driver.counts(self.slots[link])
 
     def drain(self) -> None:
-        """Do what is ready."""
+        """Do what is ready. A ring does it in its own wait."""
+        assert isinstance(self._driver, EpollRelays)
         if self._driver.drain():
             self.report()
 

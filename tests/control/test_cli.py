@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__
-from gateway.control import cli, serving
+from gateway.control import choice, cli, serving
 from gateway.control.choice import choose
 from gateway.errors import EngineRefused
 
@@ -175,7 +175,10 @@ def test_the_start_line_says_what_runs_and_where(table: Path, tmp_path: Path) ->
     text = ECHO.format(listen="127.0.0.1:0").replace('0"]', f'0", "unix:{path}"]')
     table.write_text(text)
     with started(table) as (process, line):
-        assert 'engine=uvloop reason="io_uring is not built"' in line
+        assert (
+            'engine=io_uring reason="it can be had here"' in line
+            or 'engine=uvloop reason="no io_uring: ' in line
+        )
         assert f"version={__version__} " in line
         assert f"pid={process.pid}" in line
         assert "routes=1 " in line
@@ -200,10 +203,15 @@ def test_an_address_in_use_is_3(table: Path) -> None:
     assert f"cannot listen on 127.0.0.1:{port}: another process listens there" in said
 
 
-def test_an_engine_that_cannot_run_is_5() -> None:
-    with pytest.raises(EngineRefused, match="not built") as caught:
+def test_an_engine_that_cannot_run_is_5(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the table demands it; "auto" takes the other, and says why."""
+    monkeypatch.setattr(choice, "why_no_uring", lambda: "it was not built")
+    with pytest.raises(EngineRefused, match=r"io_uring.*it was not built") as caught:
         choose("io_uring")
     assert caught.value.exit_code == 5
+    engine, reason = choose("auto")
+    engine.stop()
+    assert (engine.name, reason) == ("uvloop", "no io_uring: it was not built")
 
 
 def test_any_error_of_the_house_ends_with_its_code(

@@ -23,7 +23,7 @@ from typing import IO, Any
 from end_to_end.wire import PATIENCE, Head, Upstream, Wire, connect, switching, upgrade
 
 COMMAND = [sys.executable, "-m", "gateway"]
-ENGINES = ["uvloop"]
+ENGINES = ["uvloop", "io_uring"]
 RUNNING: list["Gateway"] = []  # for the report of a test that fails
 START_LIMIT = 30.0  # seconds; a machine that runs other things besides is slow to import
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.engine.contract import Engine
+from gateway.engine.uring import UringEngine
 from gateway.engine.uv import UvEngine
 from gateway.errors import Fault
 from gateway.events import (
@@ -30,7 +31,7 @@ from gateway.events import (
     TimedOut,
 )
 
-ENGINES: dict[str, Callable[[], Engine]] = {"uvloop": UvEngine}
+ENGINES: dict[str, Callable[[], Engine]] = {"uvloop": UvEngine, "io_uring": UringEngine}
 
 
 def say(*words: object) -> None:

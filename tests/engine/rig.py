@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from gateway.engine.contract import Engine
 from gateway.engine.memory import FarEnd, MemoryEngine, Network, Weather
+from gateway.engine.uring import UringEngine
 from gateway.engine.uv import UvEngine
 from gateway.events import Accepted, Address, Closed, Connected, Event, Link, Received, TimedOut
 
@@ -519,6 +520,7 @@ RIGS: dict[str, Callable[[Path], Rig]] = {
     "memory": lambda _: MemoryRig(Weather()),
     "memory-rough": lambda _: MemoryRig(ROUGH),
     "uvloop": lambda folder: SocketRig(UvEngine(), folder),
+    "io_uring": lambda folder: SocketRig(UringEngine(), folder),
     "uvloop-python": lambda folder: SocketRig(UvEngine(compiled=False), folder),
 }
 

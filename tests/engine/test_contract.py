@@ -11,6 +11,7 @@ from engine.rig import MEBIBYTE, Rig, noise
 from gateway.engine import contract
 from gateway.engine.contract import ACCEPTS_PER_TURN, QUEUE_HIGH, QUEUE_MAX, Engine
 from gateway.engine.memory import MemoryEngine
+from gateway.engine.uring import UringEngine
 from gateway.engine.uv import UvEngine
 from gateway.errors import Fault
 from gateway.events import (
@@ -30,7 +31,7 @@ from gateway.events import (
 
 def test_engines_have_the_verbs() -> None:
     """Both are an Engine, which is for mypy to see."""
-    engines: list[type[Engine]] = [MemoryEngine, UvEngine]
+    engines: list[type[Engine]] = [MemoryEngine, UringEngine, UvEngine]
     assert [engine.name for engine in engines] == ["memory", "uvloop"]
 
 

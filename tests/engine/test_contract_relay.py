@@ -9,7 +9,7 @@ import pytest
 from engine.rig import MEBIBYTE, Far, Rig, noise
 from gateway import frames
 from gateway.engine import contract
-from gateway.engine.uv import UvEngine
+from gateway.engine.memory import MemoryEngine
 from gateway.errors import Fault
 from gateway.events import (
     Cause,
@@ -182,7 +182,7 @@ class TestRelaying:
     def test_4_mib_both_ways_through_small_buffers(self, rig: Rig, family: str) -> None:
         rules = RelayRules(max_queue=64 * 1024, close_timeout=0.2)
         bridge = Bridge(rig, rules, family=family, small=True)
-        size = 4 * MEBIBYTE if isinstance(rig.engine, UvEngine) else MEBIBYTE
+        size = MEBIBYTE if isinstance(rig.engine, MemoryEngine) else 4 * MEBIBYTE
         upward, downward = up(noise(size, 5)), down(noise(size, 6))
         bridge.browser.send(upward)
         bridge.server.send(downward)

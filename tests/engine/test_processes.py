@@ -17,7 +17,7 @@ import pytest
 
 CHILD = Path(__file__).with_name("child.py")
 ROOT = CHILD.parents[2]
-ENGINES = ["uvloop"]
+ENGINES = ["uvloop", "io_uring"]
 PATIENCE_S = 20.0
 
 

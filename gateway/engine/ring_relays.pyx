@@ -1,0 +1,275 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Compiled relays that wait in a ring, and the poller of an engine whose loop that ring is.
+
+One wait serves both: `wait` stays in C, without the GIL, moves relays and ticks them, and comes
+back only when there is something for Python. Bytes are moved by plain non-blocking calls on one
+hot buffer; the ring tells who is ready. Facts and laws:
+
+- Polls are one-shot, hence level-triggered: each is armed anew when its owner was looked after, at
+  the price of a place in the next submission, not of a system call.
+- At most one poll is in flight for one side of a relay and for one descriptor of Python's; `mask`
+  is UNWATCHED when none is. To watch for more, what is armed is changed in place; to watch for
+  less, nothing is done: it completes once too often, and nobody is told.
+- User data are operation, place and generation. A completion of an older generation is nobody's.
+- A turn's work in C is bounded in time, so that neither Python nor timers starve.
+
+Must never: tell Python of a descriptor that it unregistered meanwhile.
+"""
+
+cimport cython
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memset
+
+from gateway.engine.linux cimport EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from gateway.engine.relay_loop cimport UNWATCHED, Far, RelayLoop, Slot, clock
+from gateway.engine.uring_ring cimport Completion, Ring
+
+cdef enum:
+    CHUNK = 256                      # as in relay_loop.pyx
+    FOUND_MAX = 1024                 # descriptors that Python is told of in one turn
+    LOOK_EVERY = 16                  # completions between two looks at the clock
+    # User data, from the lowest bit: operation (4), place (36), generation (24).
+    DESCRIPTOR = 1
+    RELAY = 2
+    ALWAYS = 0x18                    # EPOLLERR | EPOLLHUP
+
+cdef double TURN_LIMIT = 0.002       # seconds of relaying before Python and timers have their turn
+
+cdef struct Watched:
+    # One descriptor of Python's, by its number.
+    uint32_t generation
+    uint32_t mask                    # UNWATCHED: not registered
+    uint8_t armed
+
+cdef struct Found:
+    int fd
+    uint32_t generation
+    uint32_t mask
+
+
+cdef inline uint64_t key(int operation, uint64_t place, uint32_t generation) noexcept nogil:
+    return <uint64_t>generation << 40 | place << 4 | operation
+
+
+@cython.final
+cdef class RingRelays(RelayLoop):
+    """See the module's docstring, and RelayLoop. `register`, `modify`, `unregister` and `poll` are
+    as of `select.epoll`; `poll` gives what the last `wait` found. Raises `RingRefused`."""
+
+    cdef readonly Ring ring
+    cdef Watched *_watched
+    cdef int _watched_room
+    cdef Found _found[FOUND_MAX]
+    cdef int _found_count
+
+    def __cinit__(self, *args, unsigned entries=256, unsigned completions=4096, **named):
+        self.ring = Ring(entries, completions)
+
+    def __dealloc__(self):
+        free(self._watched)
+
+    def close_ring(self):
+        """Cancel what is armed and leave the ring. Returns how many operations would not end."""
+        return self.ring.close()
+
+    # --- The poller of the engine in Python ------------------------------------------------------
+
+    def register(self, int fd, uint32_t mask):
+        """Watch `fd`, as if level-triggered."""
+        cdef int room = self._watched_room or 256
+        cdef Watched *watched
+        if fd >= self._watched_room:
+            while room <= fd:
+                room *= 2
+            watched = <Watched *>realloc(self._watched, room * sizeof(Watched))
+            if watched == NULL:
+                raise MemoryError
+            memset(watched + self._watched_room, 0, (room - self._watched_room) * sizeof(Watched))
+            for i in range(self._watched_room, room):
+                watched[i].mask = UNWATCHED
+            self._watched, self._watched_room = watched, room
+        assert self._watched[fd].mask == UNWATCHED
+        self._watched[fd].mask = mask
+        self._arm_descriptor(fd)
+
+    def modify(self, int fd, uint32_t mask):
+        """Watch it for this from now on."""
+        cdef Watched *watched = &self._watched[fd]
+        assert watched.mask != UNWATCHED
+        if watched.armed and mask & ~watched.mask:
+            self.ring.rearm(key(DESCRIPTOR, fd, watched.generation), mask)
+        watched.mask = mask
+
+    def unregister(self, int fd):
+        """Forget it; nothing holds its file any more, and it may be closed."""
+        cdef Watched *watched = &self._watched[fd]
+        assert watched.mask != UNWATCHED
+        if watched.armed:
+            self.ring.cancel(key(DESCRIPTOR, fd, watched.generation))
+        watched.mask = UNWATCHED
+        watched.armed = 0
+        watched.generation = (watched.generation + 1) & 0xFFFFFF
+
+    def poll(self, timeout=None, maxevents=-1):
+        """What the last `wait` found, unless it was unregistered since."""
+        cdef int i
+        cdef Found *found
+        result = []
+        for i in range(self._found_count):
+            found = &self._found[i]
+            if self._watched[found.fd].generation == found.generation:
+                result.append((found.fd, found.mask))
+        return result
+
+    cdef inline void _arm_descriptor(self, int fd) noexcept nogil:
+        cdef Watched *watched = &self._watched[fd]
+        watched.armed = 1
+        self.ring.arm(fd, watched.mask, key(DESCRIPTOR, fd, watched.generation))
+
+    cdef void _arm_found(self) noexcept nogil:
+        """What was found last time, and looked after or not, is watched again. Level-triggered, so
+        that nothing is lost where an exception came between."""
+        cdef int i
+        cdef Watched *watched
+        for i in range(self._found_count):
+            watched = &self._watched[self._found[i].fd]
+            if watched.mask != UNWATCHED and not watched.armed:
+                self._arm_descriptor(self._found[i].fd)
+        self._found_count = 0
+
+    # --- Waiting -----------------------------------------------------------------------------
+
+    def wait(self, double until):
+        """Move relays until that time, or until there is something for Python: descriptors that
+        are ready, relays that ended, a signal. Raises OSError if the ring fails."""
+        with nogil:
+            self._loop(until)
+        if self.ring.error:
+            raise OSError(self.ring.error, "waiting in the ring")
+
+    cdef void _loop(self, double until) noexcept nogil:
+        cdef double latest
+        cdef bint interrupted
+        self._arm_found()
+        self.now = clock()
+        while True:
+            if self._heap_size and self.slot(self._heap[0]).armed_at <= self.now:
+                self.fire()
+            latest = until
+            if self.ended_size:
+                latest = self.now
+            elif self._heap_size and self.slot(self._heap[0]).armed_at < until:
+                latest = self.slot(self._heap[0]).armed_at
+            interrupted = self.ring.wait(latest - self.now)
+            self.now = clock()
+            self._reap(self.now + TURN_LIMIT)
+            if (
+                self._found_count or self.ended_size or interrupted or self.ring.error
+                or self.now >= until
+            ):
+                return
+
+    cdef void _reap(self, double limit) noexcept nogil:
+        """Do what completed, for a bounded time; the rest stays in the queue."""
+        cdef Completion completion
+        cdef uint32_t count = 0
+        while self._found_count < FOUND_MAX and self.ring.take(&completion):
+            self._complete(&completion)
+            count += 1
+            if count % LOOK_EVERY == 0:
+                self.now = clock()
+                if self.now >= limit:
+                    break
+        if count:
+            self.turns += 1
+            self.now = clock()
+
+    cdef void _complete(self, const Completion *completion) noexcept nogil:
+        cdef uint32_t mask, generation = <uint32_t>(completion.data >> 40)
+        cdef uint64_t place = (completion.data << 24) >> 28
+        cdef int operation = completion.data & 0xF
+        # A poll that fails, as where no memory is: the plain calls will find out what is.
+        mask = EPOLLIN | EPOLLOUT | EPOLLERR
+        if completion.result >= 0:
+            mask = completion.result
+        if operation == RELAY:
+            self._complete_relay(<uint32_t>(place >> 1), place & 1, generation, mask)
+        elif operation == DESCRIPTOR:
+            self._complete_descriptor(<int>place, generation, mask)
+
+    cdef inline void _complete_descriptor(
+        self, int fd, uint32_t generation, uint32_t mask
+    ) noexcept nogil:
+        cdef Watched *watched
+        cdef Found *found
+        if fd >= self._watched_room:
+            return
+        watched = &self._watched[fd]
+        if not watched.armed or watched.generation != generation:
+            return
+        watched.armed = 0
+        mask &= watched.mask | ALWAYS
+        if not mask:
+            self._arm_descriptor(fd)
+            return
+        found = &self._found[self._found_count]
+        found.fd, found.generation, found.mask = fd, generation, mask
+        self._found_count += 1
+
+    cdef inline void _complete_relay(
+        self, uint32_t index, int side, uint32_t generation, uint32_t mask
+    ) noexcept nogil:
+        cdef Slot *slot
+        cdef Far *far
+        if index >= self._chunk_count * CHUNK:
+            return
+        slot = self.slot(index)
+        far = &slot.far[side]
+        if (
+            not slot.used or slot.ended or slot.generation != generation
+            or far.mask == UNWATCHED
+        ):
+            return
+        mask &= far.mask | ALWAYS
+        if not mask:
+            self.ring.arm(far.fd, far.mask, key(RELAY, <uint64_t>index << 1 | side, generation))
+            return
+        far.mask = UNWATCHED
+        self.ready(index, side, mask)
+
+    # --- What relays ask for -------------------------------------------------------------------
+
+    cdef void watch(self, uint32_t index, int side, uint32_t mask) noexcept nogil:
+        cdef Slot *slot = self.slot(index)
+        cdef Far *far = &slot.far[side]
+        cdef uint64_t data = key(RELAY, <uint64_t>index << 1 | side, slot.generation)
+        if mask == UNWATCHED:
+            return                       # only ever asked for after its poll completed
+        if far.mask == UNWATCHED:
+            self.ring.arm(far.fd, mask, data)
+        elif mask & ~far.mask:
+            self.ring.rearm(data, mask)
+
+    cdef void forget(self, Slot *slot, int side) noexcept nogil:
+        cdef Far *far = &slot.far[side]
+        if far.mask != UNWATCHED:
+            self.ring.cancel(key(RELAY, <uint64_t>slot.index << 1 | side, slot.generation))
+            far.mask = UNWATCHED
+
+    # --- For tests -------------------------------------------------------------------------------
+
+    def key_of(self, uint32_t index, int side):
+        """The user data of what is armed for this side of a relay."""
+        return key(RELAY, <uint64_t>index << 1 | side, self.slot(index).generation)
+
+    def key_of_descriptor(self, int fd):
+        """The user data of what is armed for a registered descriptor."""
+        return key(DESCRIPTOR, fd, self._watched[fd].generation)
+
+    def inject(self, uint64_t data, int32_t result):
+        """As if the kernel completed this, late."""
+        cdef Completion completion
+        completion.data, completion.result, completion.flags = data, result, 0
+        self.now = clock()
+        self._complete(&completion)
