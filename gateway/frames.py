@@ -399,6 +399,7 @@ class Cursor:
             if good < len(piece):
                 if good:
                     steps.append(Step(Kind.PASS, piece[:good]))
+                self._advance(good)
                 raise _Broken(Cause.TEXT, "text that is not UTF-8 (RFC 6455 8.1)")
         steps.append(Step(Kind.PASS, piece))
 

@@ -137,7 +137,8 @@ class Relay:
             if other.pending is not None:
                 other.pending = None
                 other.raise_fate(Fate.RESET)
-            leg.raise_fate(Fate.CLOSE)
+            if leg.pending is None:             # else it still gets the rest of a frame
+                leg.raise_fate(Fate.CLOSE)
         elif leg.close_received is not None:
             # After its Close a client may go at once; the upstream's answer is still due, to
             # count it. An upstream that goes has let us close first no longer: pass it on.

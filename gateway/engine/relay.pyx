@@ -289,6 +289,7 @@ cdef int pass_payload(
         else:
             put(relay, rules, UPSTREAM, data, good, now, out)
     if good < size:
+        advance(relay, rules, cursor, good)
         return broken(relay, cursor, C_TEXT, D_TEXT, 0, 0)
     return 0
 
@@ -545,7 +546,8 @@ cdef void relay_finished(
         if other.pending:
             other.pending = 0
             raise_fate(other, RESET)
-        raise_fate(leg, CLOSE)
+        if not leg.pending:
+            raise_fate(leg, CLOSE)
     elif leg.close_received != NO_CLOSE:
         if side == UPSTREAM:
             raise_fate(other, FINISH)

@@ -296,6 +296,23 @@ def test_a_farewell_waits_for_the_end_of_the_frame_under_way() -> None:
     assert len(line.sent(C)) == 2
 
 
+def test_a_farewell_still_waits_when_its_side_has_finished() -> None:
+    """FIN says that the offender sends no more, not that it does not read."""
+    line = Line()
+    frame = theirs(frames.BINARY, bytes(100))
+    line.receive(U, frame[:40])
+    line.receive(C, b"\xf1\x80" + MASK)
+    line.finish(C)
+    line.pump()
+    assert not line.over
+    line.receive(U, frame[40:])
+    line.pump()
+
+    assert line.sent(C)[0] == (frames.BINARY, bytes(100))
+    assert line.codes(C) == [1002]
+    assert line.relay.legs[C].fate is Fate.CLOSE
+
+
 def test_a_farewell_whose_frame_never_ends_becomes_a_reset() -> None:
     line = Line(close_timeout=5.0)
     line.receive(U, theirs(frames.BINARY, bytes(100))[:40])
