@@ -43,13 +43,13 @@ def close_of(side: Side, code: int) -> bytes:
     )
 
 
-def close_code(data: bytes, side: Side) -> int:
+def close_code(data: bytes | bytearray, side: Side) -> int:
     """The code of a Close that stands first in what this side got."""
     at = 6 if side is Side.UPSTREAM else 2
     assert data[0] == frames.FIN | frames.CLOSE, data[:20]
     code = data[at : at + 2]
     if side is Side.UPSTREAM:
-        code = frames.unmask(code, data[2:6])
+        code = frames.unmask(bytes(code), bytes(data[2:6]))
     return int.from_bytes(code, "big")
 
 
