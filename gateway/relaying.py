@@ -220,21 +220,24 @@ class Relay:
     # --- Bytes ----------------------------------------------------------------------------
 
     def _walk(self, leg: Leg, data: bytes, now: float) -> bool:
-        """Walk on; True if nothing came but the answer to our own ping."""
+        """Walk on; True if nothing came but the answer to our own ping, or part of a header."""
         other = self.legs[1 - leg.side]
-        own = True
-        for step in leg.cursor.feed(data):
+        cursor = leg.cursor
+        before = cursor.frames
+        passed, pongs = False, 0
+        for step in cursor.feed(data):
             if step.kind is Kind.PASS:
                 self._put(other, step.data, now)
-                own = False
+                passed = True
             elif step.kind is Kind.CONTROL:
-                own = self._control(leg, other, step, now) and own
+                pongs += self._control(leg, other, step, now)
                 if leg.close_received is not None:
                     break                       # behind a Close nothing counts (RFC 6455 1.4)
             else:
                 self._end(step.cause, leg.side, step.detail, now)
-                own = False
-        return own
+                passed = True
+        # A frame without payload passes nothing toward raw bytes, but it is something that came.
+        return not passed and cursor.frames - before == pongs
 
     def _received_while_ending(self, leg: Leg, other: Leg, data: bytes) -> None:
         """Thrown away, but for the rest of a frame behind which a farewell waits."""
@@ -400,17 +403,16 @@ class Relay:
         offender, other = self.legs[side], self.legs[1 - side]
         if farewell.reset:
             offender.raise_fate(Fate.RESET)
-        elif farewell.offender is None:
-            offender.raise_fate(Fate.CLOSE)
         if other.raw:
             other.raise_fate(Fate.RESET)
         else:
             self._bid(other, LOST_CODE[other.side], LOST_REASON[other.side])
-        if farewell.offender is not None:
-            if offender.raw:
-                offender.raise_fate(Fate.RESET)
-            else:
-                self._bid(offender, farewell.offender, detail)
+        if farewell.offender is None:
+            self._bid(offender, None, "")        # it has finished: at most a frame is under way
+        elif offender.raw:
+            offender.raise_fate(Fate.RESET)
+        else:
+            self._bid(offender, farewell.offender, detail)
 
     def _end_by_order(self, cause: Cause) -> None:
         """Nobody's fault: the gateway's own order or the route's."""
@@ -478,6 +480,9 @@ class Relay:
     def _is_silent(self, leg: Leg, now: float) -> bool:
         """Ping a leg that is quiet; True if it gave no sign of life after that."""
         rules = self._rules
+        if not leg.reading:
+            leg.probe_at = None                 # back-pressure: nothing that it says is heard
+            return False
         if leg.probe_at is not None:
             if leg.heard_at < leg.probe_at:
                 return now >= leg.probe_at + rules.heartbeat_timeout
@@ -521,6 +526,8 @@ class Relay:
 
     def _heartbeat_at(self, leg: Leg, now: float) -> float:
         """When this leg is to be looked at for its heartbeat."""
+        if not leg.reading:
+            return now + self._rules.heartbeat
         if leg.probe_at is not None and leg.heard_at < leg.probe_at:
             return leg.probe_at + self._rules.heartbeat_timeout
         at = leg.heard_at + self._rules.heartbeat

@@ -401,6 +401,7 @@ cdef size_t walk(
         else:
             wrong = open_frame(relay, rules, side, data + at, head, length)
             at += head
+            only_own[0] = False
             if wrong:
                 break
     if at > start and not rules.raw:
@@ -776,8 +777,7 @@ cdef void end_with(
         raise_fate(offender, RESET)
         code = 0
     elif cause == C_CUT:
-        raise_fate(offender, CLOSE)
-        code = 0
+        code = FIN_ONLY                         # it has finished: at most a frame is under way
     elif cause == C_FRAMING:
         code = 1002
     elif cause == C_TEXT:
@@ -937,6 +937,9 @@ cdef bint is_silent(
     cdef Leg *leg = &relay.legs[side]
     cdef uint8_t *frame
     cdef size_t whole
+    if not leg.reading:
+        leg.probe_at = 0                        # back-pressure: nothing that it says is heard
+        return False
     if leg.probe_at != 0:
         if leg.heard_at < leg.probe_at:
             return now >= leg.probe_at + rules.heartbeat_timeout
@@ -980,6 +983,8 @@ cdef void set_deadline(Relay *relay, const Rules *rules, double now) noexcept no
 cdef double heartbeat_at(const Leg *leg, const Rules *rules, double now) noexcept nogil:
     """When this leg is to be looked at for its heartbeat."""
     cdef double at
+    if not leg.reading:
+        return now + rules.heartbeat
     if leg.probe_at != 0 and leg.heard_at < leg.probe_at:
         return leg.probe_at + rules.heartbeat_timeout
     at = leg.heard_at + rules.heartbeat
