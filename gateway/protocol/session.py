@@ -1,15 +1,16 @@
 """The state machine of one client connection: events in, commands out, no socket in sight.
 
 Read `TRANSITIONS` first: every pair of a state and an event that may be is there, with the
-method that handles it; a pair that is not there is a bug and asserted. The drawing in
-docs/life-of-a-connection.md is made from it.
+method that handles it and the states that this may lead to. A pair that is not there is a bug and
+asserted, and so is a state that is not. The drawing in docs/life-of-a-connection.md is made from
+it by tools/draw_states.py.
 
 The states are in `life.py`, with what all of them need; connecting and asking an upstream are in
 `asking.py`; here are requests, routes and the relay's end.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import NamedTuple
 
 from gateway import events
 from gateway.errors import Blame, ClientError
@@ -55,33 +56,29 @@ class Session(Asking):
     def handle(self, side: Side, event: Event) -> list[Command]:
         """One event of this session's links; timers come with the client's side."""
         self.now = event.at
-        handler = TRANSITIONS.get((self.state, side, type(event)))
-        if handler is None:
-            handler = ALWAYS.get((side, type(event)))
-        assert handler is not None, f"{type(event).__name__} of {side.name} in {self.state.name}"
-        handler(self, event)
+        before = self.state
+        way = TRANSITIONS.get((before, side, type(event)))
+        if way is None:
+            way = ALWAYS.get((side, type(event)))
+        assert way is not None, f"{type(event).__name__} of {side.name} in {before.name}"
+        way.handler(self, event)
+        assert self.state in (way.to or (before,)), f"{before.name} to {self.state.name}"
         return self.take()
 
     def drain(self, now: float) -> list[Command]:
         """Finish what runs, begin nothing new; a relay is told goodbye."""
-        self.now = now
-        if self.state is State.RELAYING:
-            self.order(events.End(Cause.DRAIN))
-        elif self.state is State.HEAD and (self.reader is None or self.reader.is_empty):
-            self.close("drain")
-        elif self.state in (State.CONNECTING, State.ASKING):
-            self.refuse(503, "The gateway is going away.", Blame.GATEWAY, (RETRY_AFTER,))
-        return self.take()
+        return self._tell(ON_DRAIN, now)
 
     def kill(self, now: float) -> list[Command]:
         """Cut it now; a relay is told goodbye where a frame boundary allows."""
+        return self._tell(ON_KILL, now)
+
+    def _tell(self, ways: "Mapping[State, Way]", now: float) -> list[Command]:
         self.now = now
-        if self.state is State.RELAYING:
-            self.order(events.End(Cause.KILLED))
-        elif self.state is State.LINGERING:
-            self.close("")
-        elif self.state is not State.OVER:
-            self.abort("cut by the end of the drain", Blame.GATEWAY)
+        way = ways.get(self.state)
+        if way is not None:
+            way.handler(self)
+            assert self.state in way.to, f"to {self.state.name}"
         return self.take()
 
     # --- Requests ----------------------------------------------------------------------------
@@ -219,59 +216,135 @@ class Session(Asking):
     def on_nothing(self, event: Event) -> None:
         """Harmless here."""
 
+    # --- What the worker says ----------------------------------------------------------------
 
-Handler = Callable[[Session, Any], None]
+    def on_drain_in_head(self) -> None:
+        """A request that has begun is answered, and its answer closes. Others get no answer."""
+        assert self.reader is not None
+        if self.reader.is_empty:
+            self.close("drain")
+
+    def on_drain_unanswered(self) -> None:
+        """Nothing has been promised yet."""
+        self.refuse(503, "The gateway is going away.", Blame.GATEWAY, (RETRY_AFTER,))
+
+    def on_drain_in_relay(self) -> None:
+        """Both sides are told goodbye; `RelayEnded` follows."""
+        self.order(events.End(Cause.DRAIN))
+
+    def on_kill(self) -> None:
+        """What is under way must not look whole."""
+        self.abort("cut by the end of the drain", Blame.GATEWAY)
+
+    def on_kill_in_relay(self) -> None:
+        """As above, but with a farewell where a frame boundary allows."""
+        self.order(events.End(Cause.KILLED))
+
+    def on_kill_lingering(self) -> None:
+        """The last word is said: no more is waited for."""
+        self.close("")
+
+
+class Way(NamedTuple):
+    """A handler, and the states that it may lead to; none where it changes nothing."""
+
+    handler: Callable[..., None]
+    to: tuple[State, ...]
+
+
+def _way(handler: Callable[..., None], *to: State) -> Way:
+    return Way(handler, to)
+
 
 _C, _U = Side.CLIENT, Side.UPSTREAM
+HEAD, EXCHANGE, CONNECTING = State.HEAD, State.EXCHANGE, State.CONNECTING
+ASKING, PASSING, RELAYING = State.ASKING, State.PASSING, State.RELAYING
+LINGERING, CLOSING, OVER = State.LINGERING, State.CLOSING, State.OVER
 
 # Every pair of a state and an event that may be. The timers of a state are told apart by name in
 # its handler.
-TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Handler] = {
-    (State.HEAD, _C, events.Received): Session.on_head_received,
-    (State.HEAD, _C, events.Finished): Session.on_head_finished,
-    (State.HEAD, _C, events.TimedOut): Session.on_head_timed_out,
-    (State.HEAD, _C, events.Clogged): Session.on_clogged_client,
-    (State.HEAD, _C, events.Cleared): Session.on_cleared_client,
-    (State.EXCHANGE, _C, events.Received): Session.on_exchange_received,
-    (State.EXCHANGE, _C, events.Finished): Session.on_exchange_cut,
-    (State.EXCHANGE, _C, events.TimedOut): Session.on_exchange_cut,
-    (State.EXCHANGE, _C, events.Clogged): Session.on_clogged_client,
-    (State.EXCHANGE, _C, events.Cleared): Session.on_cleared_client,
-    (State.CONNECTING, _C, events.Received): Session.on_early_received,
-    (State.CONNECTING, _C, events.Finished): Session.on_client_left,
-    (State.CONNECTING, _C, events.TimedOut): Session.on_connect_timed_out,
-    (State.CONNECTING, _C, events.Closed): Session.on_client_left,
-    (State.CONNECTING, _U, events.Connected): Session.on_connected,
-    (State.CONNECTING, _U, events.ConnectFailed): Session.on_connect_failed,
-    (State.ASKING, _C, events.Received): Session.on_early_received,
-    (State.ASKING, _C, events.Finished): Session.on_client_left,
-    (State.ASKING, _C, events.TimedOut): Session.on_answer_timed_out,
-    (State.ASKING, _C, events.Closed): Session.on_client_left,
-    (State.ASKING, _U, events.Received): Session.on_answer_received,
-    (State.ASKING, _U, events.Finished): Session.on_answer_finished,
-    (State.ASKING, _U, events.Closed): Session.on_upstream_lost,
-    (State.PASSING, _C, events.Received): Session.on_nothing,
-    (State.PASSING, _C, events.Finished): Session.on_nothing,
-    (State.PASSING, _C, events.TimedOut): Session.on_pass_timed_out,
-    (State.PASSING, _C, events.Clogged): Session.on_pass_clogged,
-    (State.PASSING, _C, events.Cleared): Session.on_pass_cleared,
-    (State.PASSING, _U, events.Received): Session.on_pass_received,
-    (State.PASSING, _U, events.Finished): Session.on_pass_finished,
-    (State.PASSING, _U, events.Closed): Session.on_pass_lost,
-    (State.RELAYING, _C, RelayEnded): Session.on_relay_ended,
-    (State.RELAYING, _U, events.Closed): Session.on_nothing,
-    (State.LINGERING, _C, events.Received): Session.on_nothing,
-    (State.LINGERING, _C, events.Finished): Session.on_linger_over,
-    (State.LINGERING, _C, events.TimedOut): Session.on_linger_over,
-    (State.CLOSING, _U, events.Closed): Session.on_nothing,
-    (State.OVER, _U, events.Closed): Session.on_nothing,
+TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Way] = {
+    (HEAD, _C, events.Received): _way(
+        Session.on_head_received, HEAD, EXCHANGE, CONNECTING, LINGERING
+    ),
+    (HEAD, _C, events.Finished): _way(Session.on_head_finished, CLOSING),
+    (HEAD, _C, events.TimedOut): _way(
+        Session.on_head_timed_out, HEAD, EXCHANGE, CONNECTING, LINGERING, CLOSING
+    ),
+    (HEAD, _C, events.Clogged): _way(Session.on_clogged_client, HEAD),
+    (HEAD, _C, events.Cleared): _way(Session.on_cleared_client, HEAD),
+
+    (EXCHANGE, _C, events.Received): _way(
+        Session.on_exchange_received, EXCHANGE, HEAD, LINGERING
+    ),
+    (EXCHANGE, _C, events.Finished): _way(Session.on_exchange_cut, LINGERING),
+    (EXCHANGE, _C, events.TimedOut): _way(Session.on_exchange_cut, LINGERING),
+    (EXCHANGE, _C, events.Clogged): _way(Session.on_clogged_client, EXCHANGE),
+    (EXCHANGE, _C, events.Cleared): _way(Session.on_cleared_client, EXCHANGE),
+
+    (CONNECTING, _C, events.Received): _way(Session.on_early_received, CONNECTING),
+    (CONNECTING, _C, events.Finished): _way(Session.on_client_left, CLOSING),
+    (CONNECTING, _C, events.TimedOut): _way(Session.on_connect_timed_out, CONNECTING, LINGERING),
+    (CONNECTING, _C, events.Closed): _way(Session.on_client_left, OVER),
+    (CONNECTING, _U, events.Connected): _way(Session.on_connected, ASKING, RELAYING),
+    (CONNECTING, _U, events.ConnectFailed): _way(
+        Session.on_connect_failed, CONNECTING, LINGERING
+    ),
+
+    (ASKING, _C, events.Received): _way(Session.on_early_received, ASKING),
+    (ASKING, _C, events.Finished): _way(Session.on_client_left, CLOSING),
+    (ASKING, _C, events.TimedOut): _way(Session.on_answer_timed_out, LINGERING),
+    (ASKING, _C, events.Closed): _way(Session.on_client_left, OVER),
+    (ASKING, _U, events.Received): _way(
+        Session.on_answer_received, ASKING, PASSING, RELAYING, LINGERING
+    ),
+    (ASKING, _U, events.Finished): _way(Session.on_answer_finished, LINGERING),
+    (ASKING, _U, events.Closed): _way(Session.on_upstream_lost, LINGERING),
+
+    (PASSING, _C, events.Received): _way(Session.on_nothing, PASSING),
+    (PASSING, _C, events.Finished): _way(Session.on_nothing, PASSING),
+    (PASSING, _C, events.TimedOut): _way(Session.on_pass_timed_out, CLOSING),
+    (PASSING, _C, events.Clogged): _way(Session.on_pass_clogged, PASSING),
+    (PASSING, _C, events.Cleared): _way(Session.on_pass_cleared, PASSING),
+    (PASSING, _U, events.Received): _way(
+        Session.on_pass_received, PASSING, LINGERING, CLOSING
+    ),
+    (PASSING, _U, events.Finished): _way(Session.on_pass_finished, LINGERING, CLOSING),
+    (PASSING, _U, events.Closed): _way(Session.on_pass_lost, CLOSING),
+
+    (RELAYING, _C, RelayEnded): _way(Session.on_relay_ended, CLOSING),
+
+    (LINGERING, _C, events.Received): _way(Session.on_nothing, LINGERING),
+    (LINGERING, _C, events.Finished): _way(Session.on_linger_over, CLOSING),
+    (LINGERING, _C, events.TimedOut): _way(Session.on_linger_over, CLOSING),
+
+    (CLOSING, _U, events.Closed): _way(Session.on_nothing, CLOSING),
+    (OVER, _U, events.Closed): _way(Session.on_nothing, OVER),
 }
 
 # What may come in (nearly) every state, where the table above has nothing else.
-ALWAYS: Mapping[tuple[Side, type[Event]], Handler] = {
-    (_C, events.Closed): Session.on_client_closed,
-    (_C, events.Clogged): Session.on_nothing,
-    (_C, events.Cleared): Session.on_nothing,
-    (_U, events.Clogged): Session.on_nothing,
-    (_U, events.Cleared): Session.on_nothing,
+ALWAYS: Mapping[tuple[Side, type[Event]], Way] = {
+    (_C, events.Closed): _way(Session.on_client_closed, OVER),
+    (_C, events.Clogged): _way(Session.on_nothing),
+    (_C, events.Cleared): _way(Session.on_nothing),
+    (_U, events.Clogged): _way(Session.on_nothing),
+    (_U, events.Cleared): _way(Session.on_nothing),
+}
+
+# What changes when the worker drains, and when it cuts. The other states end by themselves soon.
+ON_DRAIN: Mapping[State, Way] = {
+    HEAD: _way(Session.on_drain_in_head, HEAD, CLOSING),
+    CONNECTING: _way(Session.on_drain_unanswered, LINGERING),
+    ASKING: _way(Session.on_drain_unanswered, LINGERING),
+    RELAYING: _way(Session.on_drain_in_relay, RELAYING),
+}
+ON_KILL: Mapping[State, Way] = {
+    HEAD: _way(Session.on_kill, CLOSING),
+    EXCHANGE: _way(Session.on_kill, CLOSING),
+    CONNECTING: _way(Session.on_kill, CLOSING),
+    ASKING: _way(Session.on_kill, CLOSING),
+    PASSING: _way(Session.on_kill, CLOSING),
+    RELAYING: _way(Session.on_kill_in_relay, RELAYING),
+    LINGERING: _way(Session.on_kill_lingering, CLOSING),
+    CLOSING: _way(Session.on_kill, CLOSING),
 }
