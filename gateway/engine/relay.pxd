@@ -33,6 +33,7 @@ cdef enum:
 cdef struct Cursor:
     # One direction's walk; the fields of gateway.frames.Cursor.
     uint64_t remaining
+    uint64_t frame_size         # payload of the data frame under way, or of the last one
     uint64_t message_size
     uint64_t frames
     uint64_t messages

@@ -254,7 +254,7 @@ cdef int open_frame(
     cursor.message_size += length
     cursor.final = data[0] >> 7
     cursor.fragmented = 1
-    cursor.remaining = length
+    cursor.remaining = cursor.frame_size = length
     if rules.raw:
         memcpy(cursor.mask, data + size - 4, 4)
         cursor.mask_at = 0

@@ -381,22 +381,20 @@ cdef class RelayLoop:
         """Read once, or splice on."""
         cdef Far *far = &slot.far[side]
         cdef Leg *leg = &slot.relay.legs[side]
-        cdef size_t want = HOT
         cdef ssize_t count
+        if far.large and not leg.cursor.remaining and not far.tail_size:
+            count = recv(far.fd, self._hot, PEEK, MSG_PEEK)
+            far.large = count > 0 and relay_peeked(
+                &slot.relay, self._terms(slot), side, self._hot, count, SPLICE_MIN
+            )
         if far.pipe != NO_PIPE or self._may_splice(slot, side):
             self._splice(slot, side)
             return
-        if far.large and not leg.cursor.remaining:
-            want = PEEK
         if far.tail_size:
             memcpy(self._hot, far.tail, far.tail_size)
-        count = recv(far.fd, self._hot + far.tail_size, want, 0)
+        count = recv(far.fd, self._hot + far.tail_size, HOT, 0)
         if count > 0:
-            if count == PEEK:
-                far.large = 0               # unless the frame that begins here is large, too
             self._feed_hot(slot, side, far.tail_size + <size_t>count)
-            if want == PEEK and count == PEEK and not far.large and leg.reading and far.fd >= 0:
-                self._receive(slot, side)   # read on as usual
         elif count == 0:
             self._finish_side(slot, side)
         elif errno != EAGAIN and errno != EINTR:
@@ -430,12 +428,11 @@ cdef class RelayLoop:
             at += used
             size -= used
             more = self._out.more
-            if not more and leg.cursor.remaining >= SPLICE_MIN:
-                far.large = 1
-                if self._may_splice(slot, side):
-                    self._begin_splice(slot, side)
-                    continue
+            if not more and self._may_splice(slot, side):
+                self._begin_splice(slot, side)
+                continue
             self._put_out(slot)
+        far.large = leg.cursor.frame_size >= SPLICE_MIN
         self._keep_tail(slot, side, at, size)
 
     cdef void _keep_tail(
