@@ -196,13 +196,11 @@ class Life:
 
 def told(plan: Plan, life: Life, ended: RelayEnded) -> dict[str, object]:
     """All of a life that has to be the same on both drivers."""
-    result: dict[str, object] = {
-        "cause": ended.cause,
-        "side": ended.side,
-        "codes": [(leg.close_received, leg.close_sent) for leg in ended.counts],
-    }
-    if plan.end in UNKNOWN:
-        return result
+    result: dict[str, object] = {"cause": ended.cause, "side": ended.side}
+    broken = plan.end in ("bad frame", "too big")
+    if plan.end in UNKNOWN or (plan.rules.raw and broken):
+        return result                  # an RST destroys what is on its way
+    result["codes"] = [(leg.close_received, leg.close_sent) for leg in ended.counts]
     for side in Side:
         far, counts = life.fars[side], ended.counts[side.other]
         data = bytes(far.received)
