@@ -3,9 +3,11 @@
     gateway --routes PATH       serve
     gateway check PATH          is the table right, and what does it come to
     gateway explain PATH URL    which route takes this request, and why not the others
+    gateway doctor              what this machine gives the gateway, and what is missing
 
-Exit codes: 0 all is well; 1 the table is refused; 2 wrong usage; 3 an address cannot be bound;
-4 sessions had to be cut; 5 the engine that the table demands cannot run.
+Exit codes: 0 all is well; 1 the table is refused, or `doctor` misses what it demands; 2 wrong
+usage; 3 an address cannot be bound; 4 sessions had to be cut; 5 the engine that the table demands
+cannot run.
 
 What serving needs is imported only when something is served: signals are heard from the first
 line of `main` on, and loading takes longer than a container's patience may be.
@@ -28,7 +30,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 EPILOG = """\b
 Exit codes:
   0  ended, and no session was cut
-  1  the route table is refused
+  1  the route table is refused; of doctor: something that it demands is missing
   2  wrong usage
   3  an address cannot be bound
   4  ended, and sessions had to be cut
@@ -118,6 +120,24 @@ def explain(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     click.echo(text, nl=False)
+
+
+@command.command(short_help="Say what this machine gives the gateway, and what is missing.")
+@click.option("--routes", type=TABLE, metavar="PATH", help="Ask for what this table demands, too.")
+@click.pass_context
+def doctor(context: click.Context, routes: Path | None) -> None:
+    """Say what the gateway finds here: kernel, compiled parts, engines, limits.
+
+    What is worth knowing is a note, with what would make it better. The exit code is 1 if
+    something is missing that the table of --routes demands. Nothing is bound or changed.
+    """
+    from gateway.control import config  # noqa: PLC0415 - see the module's docstring
+    from gateway.control.doctor import examine  # noqa: PLC0415 - likewise
+
+    table = None if routes is None else config.load(routes)
+    text, has_all = examine(table)
+    click.echo(text, nl=False)
+    context.exit(0 if has_all else 1)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from gateway import __version__
 from gateway.control import config
 from gateway.control.choice import choose
 from gateway.control.listening import Bound, bind_all
+from gateway.control.parts import relays
 from gateway.control.report import Report
 from gateway.control.resolver import resolve
 from gateway.control.worker import Worker
@@ -63,6 +64,7 @@ def serve(path: Path) -> int:
             version=__version__,
             engine=engine.name,
             reason=reason,
+            relays=relays(),
             listening=_shown(bound),
             routes=len(table.routes),
             max_sessions=max_sessions,
