@@ -31,8 +31,9 @@ line, ASCII:
   `cause`, `blame` (client, upstream, gateway, operator or null), `detail`, `subprotocol`,
   `duration_ms`, `phases_ms` (an object: phase to milliseconds), `carried` (copy, splice, both, or
   empty where there was no relay), `from_client` and `from_upstream`: objects of `bytes_in`,
-  `bytes_out`, `frames`, `messages`, `payload`, `copied`, `spliced`, `close_received`,
-  `close_sent`, `pings_sent`, `round_trip_ms`, as `events.LegCounts` explains them.
+  `bytes_out`, `frames`, `messages`, `payload`, `carried` (what came from this side), `copied`,
+  `spliced`, `not_spliced` (why nothing was), `close_received`, `close_sent`, `pings_sent`,
+  `round_trip_ms`, as `events.LegCounts` explains them.
 - `"type": "log"`: `time`, `level` (info, warning, error), `message`, and what the message needs.
 - `"type": "dropped"`: `time`, `lines`: so many lines are missing here.
 """
@@ -262,8 +263,10 @@ def _leg(counts: LegCounts) -> dict[str, Value]:
         "frames": counts.frames,
         "messages": counts.messages,
         "payload": counts.payload,
+        "carried": _carried(counts),
         "copied": counts.copied,
         "spliced": counts.spliced,
+        "not_spliced": counts.not_spliced,
         "close_received": counts.close_received,
         "close_sent": counts.close_sent,
         "pings_sent": counts.pings_sent,
@@ -271,8 +274,8 @@ def _leg(counts: LegCounts) -> dict[str, Value]:
     }
 
 
-def _carried(legs: tuple[LegCounts, LegCounts]) -> str:
-    """How the bytes of a relay were moved."""
+def _carried(*legs: LegCounts) -> str:
+    """How the bytes of these legs were moved."""
     copied = any(leg.copied for leg in legs)
     spliced = any(leg.spliced for leg in legs)
     if copied and spliced:
@@ -309,7 +312,7 @@ def access_fields(record: AccessRecord, *, log_query: bool) -> dict[str, Value]:
         "subprotocol": record.subprotocol,
         "duration_ms": _milliseconds(record.ended - record.started),
         "phases_ms": phases,
-        "carried": _carried(record.counts),
+        "carried": _carried(*record.counts),
         "from_client": _leg(record.counts[0]),
         "from_upstream": _leg(record.counts[1]),
     }

@@ -44,7 +44,8 @@ RECORD = AccessRecord(
     counts=(
         LegCounts(
             bytes_in=100, bytes_out=2000, frames=3, messages=2, payload=88, copied=100,
-            close_received=1000, close_sent=1000, pings_sent=1, round_trip=0.00425,
+            not_spliced="no large frame came", close_received=1000, close_sent=1000, pings_sent=1,
+            round_trip=0.00425,
         ),
         LegCounts(bytes_in=2000, bytes_out=100, frames=2, messages=1, payload=1990, spliced=2000),
     ),
@@ -140,11 +141,13 @@ def test_access_text() -> None:
         " route=chat endpoint=10.0.0.9:9000 phase=relay status=101 cause=closed blame=client"
         " subprotocol=v1.chat duration_ms=2500.0 phases_ms.head=1.0 phases_ms.connect=2.5"
         " phases_ms.relay=2496.5 carried=both from_client.bytes_in=100 from_client.bytes_out=2000"
-        " from_client.frames=3 from_client.messages=2 from_client.payload=88 from_client.copied=100"
+        " from_client.frames=3 from_client.messages=2 from_client.payload=88"
+        " from_client.carried=copy from_client.copied=100"
+        ' from_client.not_spliced="no large frame came"'
         " from_client.close_received=1000 from_client.close_sent=1000 from_client.pings_sent=1"
         " from_client.round_trip_ms=4.25 from_upstream.bytes_in=2000 from_upstream.bytes_out=100"
         " from_upstream.frames=2 from_upstream.messages=1 from_upstream.payload=1990"
-        " from_upstream.spliced=2000\n"
+        " from_upstream.carried=splice from_upstream.spliced=2000\n"
     )
 
 
@@ -164,6 +167,12 @@ def test_access_json() -> None:
     assert record["phases_ms"] == {"head": 1.0, "connect": 2.5, "relay": 2496.5}
     assert record["from_client"]["round_trip_ms"] == 4.25
     assert record["from_upstream"]["close_received"] is None
+    assert record["carried"] == "both"
+    assert [record[side]["carried"] for side in ("from_client", "from_upstream")] == [
+        "copy", "splice",
+    ]
+    assert record["from_client"]["not_spliced"] == "no large frame came"
+    assert record["from_upstream"]["not_spliced"] == ""
     for key in record:
         assert key == "type" or f"`{key}`" in (module.__doc__ or ""), f"{key} is not documented"
     for key in record["from_client"]:
@@ -192,6 +201,7 @@ def test_a_refused_exchange_is_short() -> None:
     )
     out, _ = lines_of("json", lambda report: report.access(record))
     assert json.loads(out)["carried"] == ""
+    assert json.loads(out)["from_client"]["carried"] == ""
 
 
 def test_log_lines() -> None:
