@@ -11,10 +11,10 @@ Laws of this file:
 
 from gateway import events
 from gateway.errors import Blame, Fault, UpstreamError
-from gateway.events import Cause, Event, Side
+from gateway.events import Event, Side
 from gateway.protocol import forwarding, http1, websocket
 from gateway.protocol.desk import hash_key, rules_of
-from gateway.protocol.life import RETRY_AFTER, Life, State
+from gateway.protocol.life import RETRY_AFTER, TOO_SLOW, Life, State
 from gateway.protocol.pass_on import PassOn
 from gateway.routing import rewrite_target
 from gateway.table import EndpointEntry
@@ -37,7 +37,8 @@ class Asking(Life):
         assert request is not None
         assert request.match is not None
         route = request.match.route
-        pool = self.desk.pools[route.upstream]
+        pool = request.pool
+        assert pool is not None
         key = hash_key(pool.upstream.hash_on, request.match, request.head, self.client)
         endpoint = pool.pick(key, self.now, request.tried)
         if endpoint is None:
@@ -61,8 +62,15 @@ class Asking(Life):
         self.upstream_open = False
         self._give_up_endpoint(event.fault, f"connect: {event.fault.value}", 502)
 
+    def on_connect_lost(self, event: events.Closed) -> None:
+        """So it is for a built-in endpoint, whose link is open before it is said to be."""
+        self.upstream_open = False
+        fault = event.fault or Fault.OTHER
+        self._give_up_endpoint(fault, f"connect: {fault.value}", 502)
+
     def on_connect_timed_out(self, event: events.TimedOut) -> None:
         """connect_timeout: as above, and the attempt is given up."""
+        assert event.name == "connect", event.name
         self.order(events.Reset(Side.UPSTREAM))
         self.upstream_open = False
         self._give_up_endpoint(Fault.TIMED_OUT, "connect: connect_timeout", 504)
@@ -115,9 +123,13 @@ class Asking(Life):
         """The client does not wait for the answer: its bytes wait for the relay."""
         request = self.request
         assert request is not None
-        request.early.append(event.data)
-        request.early_size += len(event.data)
-        if request.early_size >= EARLY_MAX:
+        request.early += event.data
+        self.bound_early()
+
+    def bound_early(self) -> None:
+        """What waits is bounded; the engine may still give what it has read in this turn."""
+        assert self.request is not None
+        if len(self.request.early) >= EARLY_MAX:
             self.order(events.Hold(Side.CLIENT))
 
     def on_client_left(self, event: Event) -> None:
@@ -176,6 +188,7 @@ class Asking(Life):
 
     def on_answer_timed_out(self, event: events.TimedOut) -> None:
         """answer_timeout."""
+        assert event.name == "answer", event.name
         self._fail_upstream(504, "answer_timeout")
 
     def _fail_upstream(self, status: int, detail: str) -> None:
@@ -191,12 +204,10 @@ class Asking(Life):
         self.order(events.Send(Side.CLIENT, answer))
         raw = request.upstream.scheme == "tcp"
         rules = rules_of(request.match.route, raw=raw, deflate=deflate)
-        self.order(events.Relay(rules, b"".join(request.early), rest))
+        self.order(events.Relay(rules, bytes(request.early), rest))
         self.enter(State.RELAYING)
         self.note(status=101, subprotocol=subprotocol)
         self.request = self.reader = self.accepted = None
-        if self.desk.draining:
-            self.order(events.End(Cause.DRAIN))
 
     # --- Passing a refusal on ----------------------------------------------------------------
 
@@ -207,6 +218,8 @@ class Asking(Life):
         data = passing.feed(answer.rest)
         self.enter(State.PASSING)
         self.note(status=answer.status)
+        if self.clogged:                         # by answers to requests before this one
+            self.on_pass_clogged(None)
         self._pass(data)
 
     def on_pass_received(self, event: events.Received) -> None:
@@ -238,27 +251,27 @@ class Asking(Life):
         if data:
             self.order(events.Send(Side.CLIENT, data))
         if not request.passing.done:
-            at = self.now + request.match.route.answer_timeout
-            self.order(events.SetTimer("answer", at))
+            if not self.clogged:                 # else it is not the upstream that we wait for
+                at = self.now + request.match.route.answer_timeout
+                self.order(events.SetTimer("answer", at))
             return
         self.write_record(blame=Blame.UPSTREAM, detail="the upstream refused")
         self.drop_upstream()
         self.linger()
 
-    def on_pass_clogged(self, event: Event) -> None:
+    def on_pass_clogged(self, event: Event | None) -> None:
         """The client is slow: the upstream waits, within write_timeout."""
-        assert self.request is not None
-        assert self.request.match is not None
+        self.clogged = True
         self.order(events.Hold(Side.UPSTREAM))
         self.order(events.ClearTimer("answer"))
-        timeout = self.request.match.route.write_timeout
-        if timeout:
-            self.order(events.SetTimer("write", self.now + timeout))
+        if self.write_time:
+            self.order(events.SetTimer("write", self.now + self.write_time))
 
     def on_pass_cleared(self, event: Event) -> None:
         """The client took what was sent."""
         assert self.request is not None
         assert self.request.match is not None
+        self.clogged = False
         self.order(events.ClearTimer("write"))
         self.order(events.Read(Side.UPSTREAM))
         at = self.now + self.request.match.route.answer_timeout
@@ -267,7 +280,7 @@ class Asking(Life):
     def on_pass_timed_out(self, event: events.TimedOut) -> None:
         """write_timeout toward the client, or answer_timeout of the upstream."""
         if event.name == "write":
-            self.abort("write_timeout: it took no byte", Blame.CLIENT)
+            self.abort(TOO_SLOW, Blame.CLIENT)
         else:
             self._cut_passing("answer_timeout inside the answer")
 

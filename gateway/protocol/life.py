@@ -21,11 +21,13 @@ from gateway.protocol.exchange import Exchange, ExchangeState
 from gateway.protocol.pass_on import PassOn
 from gateway.routing import Match
 from gateway.table import Listener, Route, Upstream
-from gateway.upstreams import Endpoint
+from gateway.upstreams import Endpoint, Pool
 
 ANSWER_HEAD_MAX = 32 * 1024    # of an upstream: twice the client's, since Set-Cookie is long
 LINGER = 5.0                   # seconds, where no route's close_timeout applies
+WRITE = 30.0                   # seconds, where no route's write_timeout applies
 RETRY_AFTER = (b"Retry-After", b"1")
+TOO_SLOW = "write_timeout: the client takes the answer too slowly"
 
 
 class State(enum.Enum):
@@ -48,25 +50,22 @@ class RequestInHand:
     __slots__ = (
         "answers",
         "early",
-        "early_size",
         "head",
         "interim",
         "key",
         "match",
         "passing",
-        "path",
-        "query",
+        "pool",
         "tried",
         "upstream",
     )
 
     def __init__(self, head: http1.Request):
         self.head = head
-        self.path = ""                           # of the upstream's request-target
         self.match: Match | None = None
         self.upstream: Upstream | None = None
-        self.early = [head.rest] if head.rest else []
-        self.early_size = len(head.rest)
+        self.pool: Pool | None = None            # as it was then: a reload may replace it
+        self.early = bytearray()                 # of the client, for the relay
         self.key = b""                           # ours, toward the upstream
         self.tried: list[Endpoint] = []
         self.answers = http1.ResponseReader(ANSWER_HEAD_MAX)
@@ -86,6 +85,7 @@ class Life:
         "endpoint",
         "entered",
         "exchange",
+        "finished",
         "linger_time",
         "listener",
         "log",
@@ -99,6 +99,7 @@ class Life:
         "rest",
         "state",
         "upstream_open",
+        "write_time",
     )
 
     def __init__(self, *, number: str, accepted: Accepted, listener: Listener, desk: Desk):
@@ -115,12 +116,14 @@ class Life:
         self.reader: http1.RequestReader | None = http1.RequestReader(listener.max_head)
         self.request: RequestInHand | None = None
         self.exchange: Exchange | None = None
-        self.rest = b""                         # of pipelined requests
+        self.rest = b""                         # of pipelined requests, which wait their turn
         self.clogged = False                    # the client does not take our answers
+        self.finished = False                   # the client has sent its FIN
         self.endpoint: Endpoint | None = None
         self.entered: Route | None = None       # counted in the limits
         self.upstream_open = False
         self.linger_time = LINGER
+        self.write_time = WRITE
         self.record: AccessRecord | None = self.new_record(accepted.at)
 
     @property
@@ -182,7 +185,7 @@ class Life:
 
     def refuse_client(self, error: ClientError) -> None:
         """Answer with what a check raised."""
-        blame = Blame.GATEWAY if error.status >= 500 and error.status != 505 else Blame.CLIENT
+        blame = Blame.GATEWAY if error.status == 503 else Blame.CLIENT
         self.refuse(error.status, error.detail, blame, error.fields)
 
     def refuse(
@@ -209,9 +212,7 @@ class Life:
         head = self.request.head if self.request is not None else None
         self.drop_upstream()
         if head is None or websocket.is_upgrade(head):
-            head_only = head is not None and head.method == b"HEAD"
-            data = http1.build_response(status, fields, body, head_only=head_only)
-            self.order(events.Send(Side.CLIENT, data))
+            self.order(events.Send(Side.CLIENT, http1.build_response(status, fields, body)))
             self.write_record(status=status, blame=blame, detail=detail)
             self.linger()
             return
@@ -220,8 +221,9 @@ class Life:
         self.order(events.Send(Side.CLIENT, exchange.respond(status, fields, body, close=close)))
         self.write_record(status=status, blame=blame, detail=detail)
         self.enter(State.EXCHANGE)
-        self.order(events.SetTimer("head", self.now + self.listener.head_timeout))
         self.look_at_exchange()
+        if self.state is State.EXCHANGE:         # content is to come, within the head's time
+            self.order(events.SetTimer("head", self.now + self.listener.head_timeout))
 
     def on_exchange_received(self, event: events.Received) -> None:
         """Content that nobody wants, or what follows it."""
@@ -247,12 +249,23 @@ class Life:
             # One request a turn: what is queued by then holds the next ones (`Clogged`).
             self.order(events.Hold(Side.CLIENT))
             self.order(events.SetTimer("next", self.now))
+        elif self.desk.draining:
+            # The drain began when the answer was out already, without "close" in it.
+            self.linger()
         else:
             self.order(events.SetTimer("idle", self.now + self.listener.keepalive_timeout))
 
-    def on_exchange_cut(self, event: Event) -> None:
-        """The content did not come, or not in time; the answer is out long since."""
+    def on_exchange_finished(self, event: Event) -> None:
+        """The content did not come; the answer is out long since."""
+        self.finished = True
         self.linger()
+
+    def on_exchange_timed_out(self, event: events.TimedOut) -> None:
+        """Nor did it come in time; or the client does not take the answer."""
+        if event.name == "write":
+            self.abort(TOO_SLOW, Blame.CLIENT)
+        else:
+            self.linger()
 
     # --- Ends --------------------------------------------------------------------------------
 
@@ -261,7 +274,11 @@ class Life:
         our last word (RFC 9112 9.6)."""
         self.release()
         self.exchange = self.request = self.reader = None
-        for name in ("head", "connect", "answer", "idle", "next"):
+        self.rest = b""
+        if self.finished:
+            self.close("")                      # nothing unread can come any more
+            return
+        for name in ("head", "connect", "answer", "idle", "next", "write"):
             self.order(events.ClearTimer(name))
         self.order(events.Finish(Side.CLIENT))
         self.order(events.Read(Side.CLIENT))

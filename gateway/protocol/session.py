@@ -17,7 +17,15 @@ from gateway.errors import Blame, ClientError
 from gateway.events import Cause, Command, Event, RelayEnded, Side
 from gateway.protocol import forwarding, http1, websocket
 from gateway.protocol.asking import Asking
-from gateway.protocol.life import RETRY_AFTER, RequestInHand, State, shown
+from gateway.protocol.life import (
+    LINGER,
+    RETRY_AFTER,
+    TOO_SLOW,
+    WRITE,
+    RequestInHand,
+    State,
+    shown,
+)
 from gateway.routing import Match, origin_allowed
 from gateway.table import Route
 
@@ -44,7 +52,7 @@ class Session(Asking):
         """Something would be lost if it were cut now; not so between two exchanges, or behind the
         last word."""
         if self.state is State.HEAD:
-            return self.reader is not None and not self.reader.is_empty
+            return bool(self.rest) or (self.reader is not None and not self.reader.is_empty)
         return self.state not in (State.LINGERING, State.CLOSING, State.OVER)
 
     def start(self) -> list[Command]:
@@ -85,7 +93,10 @@ class Session(Asking):
 
     def on_head_received(self, event: events.Received) -> None:
         """Bytes of a request's head."""
-        self._read_head(event.data)
+        if self.rest or self.clogged:
+            self.rest += event.data              # read before `Hold` was heard: not out of turn
+        else:
+            self._read_head(event.data)
 
     def _read_head(self, data: bytes) -> None:
         reader = self.reader
@@ -93,6 +104,8 @@ class Session(Asking):
         if self.record is None:                  # the first byte of a further request
             self.phases = []
             self.phase_at = self.now
+            self.client = self.peer
+            self.linger_time, self.write_time = LINGER, WRITE
             self.record = self.new_record(self.now)
             self.order(events.ClearTimer("idle"))
             self.order(events.SetTimer("head", self.now + self.listener.head_timeout))
@@ -106,7 +119,10 @@ class Session(Asking):
             self._judge(head)
 
     def on_head_finished(self, event: Event) -> None:
-        """FIN before a whole head: nobody is left to answer."""
+        """FIN before a whole head: nobody is left to answer, but for requests in hand."""
+        self.finished = True
+        if self.rest:
+            return
         assert self.reader is not None
         whole = self.record is None or self.reader.is_empty
         self.write_record(blame=Blame.CLIENT, detail="closed before a request" if whole
@@ -119,10 +135,20 @@ class Session(Asking):
             self.refuse(408, http1.SENTENCES[408], Blame.CLIENT)
         elif event.name == "idle":
             self.close("")
-        elif event.name == "next" and not self.clogged:
-            rest, self.rest = self.rest, b""
-            self.order(events.Read(Side.CLIENT))
-            self._read_head(rest)
+        elif event.name == "write":
+            self.abort(TOO_SLOW, Blame.CLIENT)
+        elif not self.clogged:
+            assert event.name == "next", event.name
+            self._read_next(event)
+
+    def _read_next(self, event: Event) -> None:
+        """The next of the requests in hand."""
+        rest, self.rest = self.rest, b""
+        self.order(events.Read(Side.CLIENT))
+        self._read_head(rest)
+        if self.finished and not self.rest and self.state is not State.CLOSING:
+            # The client's FIN came behind these bytes, and counts wherever they led to.
+            TRANSITIONS[self.state, Side.CLIENT, events.Finished].handler(self, event)
 
     def _judge(self, head: http1.Request) -> None:
         """A whole head: the first rule that applies decides (the order is issue and RFC)."""
@@ -139,7 +165,8 @@ class Session(Asking):
         )
         try:
             match = self._find_route(request)
-            if self.desk.table.upstreams[match.route.upstream].builtin == "page":
+            assert request.upstream is not None
+            if request.upstream.builtin == "page":
                 self._show_page(head)
                 return
             websocket.check_method(head)
@@ -154,6 +181,10 @@ class Session(Asking):
             self.refuse_client(error)
             return
         request.key = websocket.new_key(self.desk.random_bytes)
+        request.pool = self.desk.pools[match.route.upstream]
+        request.early += head.rest
+        head.rest = b""
+        self.bound_early()
         self.connect_next()
 
     def _find_route(self, request: RequestInHand) -> Match:
@@ -167,6 +198,7 @@ class Session(Asking):
         request.match = match
         request.upstream = self.desk.table.upstreams[match.route.upstream]
         self.linger_time = match.route.close_timeout
+        self.write_time = match.route.write_timeout
         self.note(route=match.route.name)
         return match
 
@@ -195,14 +227,29 @@ class Session(Asking):
         """The client does not take our answers: it may not ask for more of them."""
         self.clogged = True
         self.order(events.Hold(Side.CLIENT))
+        if self.write_time:
+            self.order(events.SetTimer("write", self.now + self.write_time))
 
     def on_cleared_client(self, event: Event) -> None:
         """It took them: go on."""
         self.clogged = False
+        self.order(events.ClearTimer("write"))
         if self.rest:
             self.order(events.SetTimer("next", self.now))
         else:
             self.order(events.Read(Side.CLIENT))
+
+    def on_clogged_early(self, event: Event) -> None:
+        """By answers to earlier requests; it counts where an answer is passed on."""
+        self.clogged = True
+
+    def on_cleared_early(self, event: Event) -> None:
+        """It took them."""
+        self.clogged = False
+
+    def on_client_finished(self, event: Event) -> None:
+        """It has nothing more to say, but listens."""
+        self.finished = True
 
     def on_relay_ended(self, event: RelayEnded) -> None:
         """Both links are closed in this very batch; only the record is left to write."""
@@ -210,6 +257,7 @@ class Session(Asking):
         self.write_record(
             cause=event.cause.value, blame=blame, detail=event.detail, counts=event.counts
         )
+        self.upstream_open = False
         self.release()
         self.enter(State.CLOSING)                # both links are closed in this batch
 
@@ -220,8 +268,11 @@ class Session(Asking):
 
     def on_drain_in_head(self) -> None:
         """A request that has begun is answered, and its answer closes. Others get no answer."""
-        assert self.reader is not None
-        if self.reader.is_empty:
+        if self.is_busy:
+            return
+        if self.record is None:
+            self.linger()                        # an answer may still be on its way
+        else:
             self.close("drain")
 
     def on_drain_unanswered(self) -> None:
@@ -267,7 +318,7 @@ TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Way] = {
     (HEAD, _C, events.Received): _way(
         Session.on_head_received, HEAD, EXCHANGE, CONNECTING, LINGERING
     ),
-    (HEAD, _C, events.Finished): _way(Session.on_head_finished, CLOSING),
+    (HEAD, _C, events.Finished): _way(Session.on_head_finished, HEAD, CLOSING),
     (HEAD, _C, events.TimedOut): _way(
         Session.on_head_timed_out, HEAD, EXCHANGE, CONNECTING, LINGERING, CLOSING
     ),
@@ -277,8 +328,8 @@ TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Way] = {
     (EXCHANGE, _C, events.Received): _way(
         Session.on_exchange_received, EXCHANGE, HEAD, LINGERING
     ),
-    (EXCHANGE, _C, events.Finished): _way(Session.on_exchange_cut, LINGERING),
-    (EXCHANGE, _C, events.TimedOut): _way(Session.on_exchange_cut, LINGERING),
+    (EXCHANGE, _C, events.Finished): _way(Session.on_exchange_finished, CLOSING),
+    (EXCHANGE, _C, events.TimedOut): _way(Session.on_exchange_timed_out, LINGERING, CLOSING),
     (EXCHANGE, _C, events.Clogged): _way(Session.on_clogged_client, EXCHANGE),
     (EXCHANGE, _C, events.Cleared): _way(Session.on_cleared_client, EXCHANGE),
 
@@ -290,6 +341,7 @@ TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Way] = {
     (CONNECTING, _U, events.ConnectFailed): _way(
         Session.on_connect_failed, CONNECTING, LINGERING
     ),
+    (CONNECTING, _U, events.Closed): _way(Session.on_connect_lost, CONNECTING, LINGERING),
 
     (ASKING, _C, events.Received): _way(Session.on_early_received, ASKING),
     (ASKING, _C, events.Finished): _way(Session.on_client_left, CLOSING),
@@ -302,7 +354,7 @@ TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Way] = {
     (ASKING, _U, events.Closed): _way(Session.on_upstream_lost, LINGERING),
 
     (PASSING, _C, events.Received): _way(Session.on_nothing, PASSING),
-    (PASSING, _C, events.Finished): _way(Session.on_nothing, PASSING),
+    (PASSING, _C, events.Finished): _way(Session.on_client_finished, PASSING),
     (PASSING, _C, events.TimedOut): _way(Session.on_pass_timed_out, CLOSING),
     (PASSING, _C, events.Clogged): _way(Session.on_pass_clogged, PASSING),
     (PASSING, _C, events.Cleared): _way(Session.on_pass_cleared, PASSING),
@@ -325,15 +377,15 @@ TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Way] = {
 # What may come in (nearly) every state, where the table above has nothing else.
 ALWAYS: Mapping[tuple[Side, type[Event]], Way] = {
     (_C, events.Closed): _way(Session.on_client_closed, OVER),
-    (_C, events.Clogged): _way(Session.on_nothing),
-    (_C, events.Cleared): _way(Session.on_nothing),
+    (_C, events.Clogged): _way(Session.on_clogged_early),
+    (_C, events.Cleared): _way(Session.on_cleared_early),
     (_U, events.Clogged): _way(Session.on_nothing),
     (_U, events.Cleared): _way(Session.on_nothing),
 }
 
 # What changes when the worker drains, and when it cuts. The other states end by themselves soon.
 ON_DRAIN: Mapping[State, Way] = {
-    HEAD: _way(Session.on_drain_in_head, HEAD, CLOSING),
+    HEAD: _way(Session.on_drain_in_head, HEAD, LINGERING, CLOSING),
     CONNECTING: _way(Session.on_drain_unanswered, LINGERING),
     ASKING: _way(Session.on_drain_unanswered, LINGERING),
     RELAYING: _way(Session.on_drain_in_relay, RELAYING),
