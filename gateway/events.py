@@ -35,6 +35,8 @@ class Side(enum.IntEnum):
     CLIENT = 0
     UPSTREAM = 1
 
+    __hash__ = int.__hash__              # Enum's own is slow, and this one is in many keys
+
     @property
     def other(self) -> "Side":
         """The side across the relay."""

@@ -10,7 +10,6 @@ transitions. Laws of this file:
 """
 
 import enum
-from dataclasses import replace
 
 from gateway import events
 from gateway.errors import Blame, ClientError
@@ -42,6 +41,11 @@ class State(enum.Enum):
     LINGERING = "linger"       # the last word is said; what still comes is thrown away
     CLOSING = "close"          # closing is ordered
     OVER = "over"              # the client's link is gone, everything is recorded
+
+    __hash__ = object.__hash__  # Enum's own is slow; the table of transitions is looked up often
+
+
+STATE_NAMES = {state: state.value for state in State}   # `.value` is slow, too
 
 
 class RequestInHand:
@@ -145,7 +149,7 @@ class Life:
 
     def enter(self, state: State) -> None:
         """Change the state; the time in the old one goes into the record."""
-        self.phases.append((self.state.value, self.now - self.phase_at))
+        self.phases.append((STATE_NAMES[self.state], self.now - self.phase_at))
         self.phase_at = self.now
         self.state = state
 
@@ -164,20 +168,19 @@ class Life:
     def note(self, **changes: object) -> None:
         """Fill in parts of the record."""
         assert self.record is not None
-        self.record = replace(self.record, **changes)  # type: ignore[arg-type]
+        for name, value in changes.items():
+            setattr(self.record, name, value)
 
     def write_record(self, **changes: object) -> None:
         """Write the record, once."""
-        if self.record is None:
+        record = self.record
+        if record is None:
             return
-        phases = (*self.phases, (self.state.value, self.now - self.phase_at))
-        record = replace(
-            self.record,
-            phase=self.record.phase or self.state.value,
-            ended=self.now,
-            phases=phases,
-            **changes,  # type: ignore[arg-type]
-        )
+        self.note(**changes)
+        state = STATE_NAMES[self.state]
+        record.phase = record.phase or state
+        record.ended = self.now
+        record.phases = (*self.phases, (state, self.now - self.phase_at))
         self.record = None
         self.order(events.Record(record))
 
