@@ -330,10 +330,11 @@ class Play:
         return self._take("kill", self.session.kill(self.now))
 
     def ends(self) -> None:
-        """The client's end was ordered; it comes, and that is all."""
+        """The ends that were ordered come, and that is all."""
         __tracebackhide__ = True
-        if self.session.state is not State.OVER:
-            self.closed(C).says_nothing()
+        for side in (C, U):
+            if self.wires[side].state == "closing":
+                self.closed(side).says_nothing()
         assert self.session.over
 
     # --- What is expected -----------------------------------------------------------------------
