@@ -41,13 +41,13 @@ line, ASCII:
 import errno
 import json
 import os
+import re
 import select
 import socket
 import stat
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 
 from gateway.events import AccessRecord, LegCounts
 
@@ -55,7 +55,7 @@ QUEUE_MAX = 256 * 1024        # bytes of lines that wait for one stream
 CHUNK_MAX = select.PIPE_BUF   # 4,096 on Linux: written whole or not at all
 FAREWELL = 0.5                # seconds that `close` waits for a slow reader
 
-Value = str | int | float | None | Mapping[str, "Value"]
+Value = str | int | float | None | dict[str, "Value"]
 
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 
@@ -216,15 +216,13 @@ def _nothing() -> None:
 
 # --- Lines: what is said, escaped -------------------------------------------------------------
 
-_BARE = frozenset(
-    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:/?#[]@!$&()*+,;%|{}^"
-)
+_BARE = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&()*+,;%|{}^-]+")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def quoted(value: str) -> str:
     """The value as it stands behind `key=`: bare where that is safe, else quoted and escaped."""
-    if value and _BARE.issuperset(value):
+    if _BARE.fullmatch(value):
         return value
     return f'"{escaped(value)}"'
 
@@ -263,7 +261,7 @@ def _leg(counts: LegCounts) -> dict[str, Value]:
         "frames": counts.frames,
         "messages": counts.messages,
         "payload": counts.payload,
-        "carried": _carried(counts),
+        "carried": _carried(counts, counts),
         "copied": counts.copied,
         "spliced": counts.spliced,
         "not_spliced": counts.not_spliced,
@@ -274,13 +272,12 @@ def _leg(counts: LegCounts) -> dict[str, Value]:
     }
 
 
-def _carried(*legs: LegCounts) -> str:
-    """How the bytes of these legs were moved."""
-    copied = any(leg.copied for leg in legs)
-    spliced = any(leg.spliced for leg in legs)
-    if copied and spliced:
-        return "both"
-    return "splice" if spliced else "copy" if copied else ""
+def _carried(one: LegCounts, other: LegCounts) -> str:
+    """How the bytes of these legs were moved; of one leg, if it is given twice."""
+    copied = one.copied or other.copied
+    if one.spliced or other.spliced:
+        return "both" if copied else "splice"
+    return "copy" if copied else ""
 
 
 def access_fields(record: AccessRecord, *, log_query: bool) -> dict[str, Value]:
@@ -319,9 +316,12 @@ def access_fields(record: AccessRecord, *, log_query: bool) -> dict[str, Value]:
     return fields
 
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes it anew
+
+
 def _json_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
     """One object, ASCII, so that no reader can stumble over an encoding or a line separator."""
-    text = json.dumps({"type": kind, "time": time_text, **fields}, separators=(",", ":"))
+    text = _to_json({"type": kind, "time": time_text, **fields})
     return text.encode("ascii") + b"\n"
 
 
@@ -329,15 +329,20 @@ def _text_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
     """`time kind key=value ...`, without what is empty, and without counters of a leg at zero."""
     words = [time_text, kind]
     for key, value in fields.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             words += [
-                f"{key}.{inner}={quoted(str(part))}"
+                f"{key}.{inner}={_shown(part)}"
                 for inner, part in value.items()
                 if part or (part is not None and key == "phases_ms")
             ]
         elif value or value == 0:
-            words.append(f"{key}={quoted(str(value))}")
+            words.append(f"{key}={_shown(value)}")
     return " ".join(words).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _shown(value: Value) -> str:
+    """The value behind `key=`. A number has nothing to quote."""
+    return quoted(value) if isinstance(value, str) else str(value)
 
 
 class Report:
@@ -361,11 +366,15 @@ class Report:
         self.style = style
         self._log_query = log_query
         self._clock = clock
+        self._second = -1               # the whole second that `_second_text` tells
+        self._second_text = ""
+        self._said = False              # something, since all was out
         self._output = LineStream(output, self._dropped_line)
         self._errors = LineStream(errors, self._dropped_line)
 
     def access(self, record: AccessRecord) -> None:
         """One session or exchange is over."""
+        self._said = True
         fields = access_fields(record, log_query=self._log_query)
         self._output.put(self._line("access", fields))
 
@@ -382,6 +391,7 @@ class Report:
         self._log("error", message, fields)
 
     def _log(self, level: str, message: str, fields: Mapping[str, Value]) -> None:
+        self._said = True
         if self.style == "json":
             line = self._line("log", {"level": level, "message": message, **fields})
             self._errors.put(line)
@@ -398,8 +408,11 @@ class Report:
 
     def _now(self) -> str:
         """The wall clock as RFC 3339, UTC, to the millisecond."""
-        moment = datetime.fromtimestamp(self._clock(), UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        second, microsecond = divmod(round(self._clock() * 1_000_000), 1_000_000)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._second_text}.{microsecond // 1000:03d}Z"
 
     @property
     def dropped(self) -> int:
@@ -409,12 +422,14 @@ class Report:
     @property
     def waiting(self) -> bool:
         """True while something is left for the next `flush`."""
-        return self._output.waiting or self._errors.waiting
+        return self._said and (self._output.waiting or self._errors.waiting)
 
     def flush(self) -> None:
         """Write what can be written now; never waits."""
-        self._output.flush()
-        self._errors.flush()
+        if self._said:
+            self._output.flush()
+            self._errors.flush()
+            self._said = self.waiting
 
     def close(self) -> None:
         """Write what is left, within `FAREWELL` seconds for each stream: the process ends."""
