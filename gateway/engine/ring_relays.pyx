@@ -10,6 +10,9 @@ hot buffer; the ring tells who is ready. Facts and laws:
 - At most one poll is in flight for one side of a relay and for one descriptor of Python's; `mask`
   is UNWATCHED when none is. To watch for more, what is armed is changed in place; to watch for
   less, nothing is done: it completes once too often, and nobody is told.
+- A poll in a ring always completes for RDHUP too, so one that waits for anything but reading would
+  complete for ever once FIN has come. Who is found so is put aside: into an epoll descriptor,
+  which knows better, and which the ring polls.
 - User data are operation, place and generation. A completion of an older generation is nobody's.
 - A turn's work in C is bounded in time, so that neither Python nor timers starve.
 
@@ -17,11 +20,25 @@ Must never: tell Python of a descriptor that it unregistered meanwhile.
 """
 
 cimport cython
+from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
-from gateway.engine.linux cimport EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from gateway.engine.linux cimport (
+    EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL,
+    EPOLL_CTL_MOD,
+    EPOLLERR,
+    EPOLLIN,
+    EPOLLOUT,
+    close_fd,
+    epoll_create1,
+    epoll_ctl,
+    epoll_event,
+    epoll_wait,
+)
 from gateway.engine.relay_loop cimport UNWATCHED, Far, RelayLoop, Slot, clock
 from gateway.engine.uring_ring cimport Completion, Ring
 
@@ -32,7 +49,10 @@ cdef enum:
     # User data, from the lowest bit: operation (4), place (36), generation (24).
     DESCRIPTOR = 1
     RELAY = 2
+    ASIDE = 3
     ALWAYS = 0x18                    # EPOLLERR | EPOLLHUP
+    EPOLLRDHUP = 0x2000
+    ASIDE_BATCH = 64
 
 cdef double TURN_LIMIT = 0.002       # seconds of relaying before Python and timers have their turn
 
@@ -41,6 +61,7 @@ cdef struct Watched:
     uint32_t generation
     uint32_t mask                    # UNWATCHED: not registered
     uint8_t armed
+    uint8_t aside
 
 cdef struct Found:
     int fd
@@ -62,15 +83,27 @@ cdef class RingRelays(RelayLoop):
     cdef int _watched_room
     cdef Found _found[FOUND_MAX]
     cdef int _found_count
+    cdef int _aside
+    cdef uint32_t _aside_count
+    cdef bint _aside_armed
 
     def __cinit__(self, *args, unsigned entries=256, unsigned completions=4096, **named):
+        self._aside = -1
         self.ring = Ring(entries, completions)
+        self._aside = epoll_create1(EPOLL_CLOEXEC)
+        if self._aside < 0:
+            raise OSError(errno, "epoll_create1")
 
     def __dealloc__(self):
         free(self._watched)
+        if self._aside >= 0:
+            close_fd(self._aside)
 
     def close_ring(self):
         """Cancel what is armed and leave the ring. Returns how many operations would not end."""
+        if self._aside >= 0:
+            close_fd(self._aside)
+            self._aside = -1
         return self.ring.close()
 
     # --- The poller of the engine in Python ------------------------------------------------------
@@ -97,7 +130,9 @@ cdef class RingRelays(RelayLoop):
         """Watch it for this from now on."""
         cdef Watched *watched = &self._watched[fd]
         assert watched.mask != UNWATCHED
-        if watched.armed and mask & ~watched.mask:
+        if watched.aside:
+            self._change_aside(fd, mask, key(DESCRIPTOR, fd, watched.generation))
+        elif watched.armed and mask & ~watched.mask:
             self.ring.rearm(key(DESCRIPTOR, fd, watched.generation), mask)
         watched.mask = mask
 
@@ -105,10 +140,12 @@ cdef class RingRelays(RelayLoop):
         """Forget it; nothing holds its file any more, and it may be closed."""
         cdef Watched *watched = &self._watched[fd]
         assert watched.mask != UNWATCHED
-        if watched.armed:
+        if watched.aside:
+            self._take_back(fd)
+        elif watched.armed:
             self.ring.cancel(key(DESCRIPTOR, fd, watched.generation))
         watched.mask = UNWATCHED
-        watched.armed = 0
+        watched.armed = watched.aside = 0
         watched.generation = (watched.generation + 1) & 0xFFFFFF
 
     def poll(self, timeout=None, maxevents=-1):
@@ -197,6 +234,48 @@ cdef class RingRelays(RelayLoop):
             self._complete_relay(<uint32_t>(place >> 1), place & 1, generation, mask)
         elif operation == DESCRIPTOR:
             self._complete_descriptor(<int>place, generation, mask)
+        elif operation == ASIDE and self._aside_armed:
+            self._look_aside()
+
+    # --- Who is watched apart ------------------------------------------------------------------
+
+    cdef bint _put_aside(self, int fd, uint32_t mask, uint64_t data) noexcept nogil:
+        """Watch it by epoll, which tells of RDHUP only who asks for it. False if there is no
+        memory for that."""
+        cdef epoll_event event
+        event.events, event.data.u64 = mask, data
+        if epoll_ctl(self._aside, EPOLL_CTL_ADD, fd, &event) < 0:
+            return False
+        self._aside_count += 1
+        if not self._aside_armed:
+            self._aside_armed = True
+            self.ring.arm(self._aside, EPOLLIN, ASIDE)
+        return True
+
+    cdef void _change_aside(self, int fd, uint32_t mask, uint64_t data) noexcept nogil:
+        cdef epoll_event event
+        event.events, event.data.u64 = mask, data
+        epoll_ctl(self._aside, EPOLL_CTL_MOD, fd, &event)
+
+    cdef void _take_back(self, int fd) noexcept nogil:
+        epoll_ctl(self._aside, EPOLL_CTL_DEL, fd, NULL)
+        self._aside_count -= 1
+
+    cdef void _look_aside(self) noexcept nogil:
+        """Some of those who were put aside are ready: they come back, as if a poll completed."""
+        cdef epoll_event events[ASIDE_BATCH]
+        cdef Completion completion
+        cdef int i, room = FOUND_MAX - self._found_count
+        cdef int count = epoll_wait(
+            self._aside, events, room if room < ASIDE_BATCH else ASIDE_BATCH, 0
+        )
+        for i in range(count):
+            completion.data = events[i].data.u64
+            completion.result = events[i].events
+            self._complete(&completion)
+        self._aside_armed = self._aside_count > 0
+        if self._aside_armed:
+            self.ring.arm(self._aside, EPOLLIN, ASIDE)
 
     cdef inline void _complete_descriptor(
         self, int fd, uint32_t generation, uint32_t mask
@@ -208,11 +287,18 @@ cdef class RingRelays(RelayLoop):
         watched = &self._watched[fd]
         if not watched.armed or watched.generation != generation:
             return
-        watched.armed = 0
-        mask &= watched.mask | ALWAYS
-        if not mask:
-            self._arm_descriptor(fd)
+        if watched.aside:
+            self._take_back(fd)
+            watched.aside = 0
+        if not mask & (watched.mask | ALWAYS):
+            watched.aside = mask & EPOLLRDHUP and self._put_aside(
+                fd, watched.mask, key(DESCRIPTOR, fd, generation)
+            )
+            if not watched.aside:
+                self._arm_descriptor(fd)
             return
+        mask &= watched.mask | ALWAYS
+        watched.armed = 0
         found = &self._found[self._found_count]
         found.fd, found.generation, found.mask = fd, generation, mask
         self._found_count += 1
@@ -222,6 +308,7 @@ cdef class RingRelays(RelayLoop):
     ) noexcept nogil:
         cdef Slot *slot
         cdef Far *far
+        cdef uint64_t data
         if index >= self._chunk_count * CHUNK:
             return
         slot = self.slot(index)
@@ -231,10 +318,16 @@ cdef class RingRelays(RelayLoop):
             or far.mask == UNWATCHED
         ):
             return
-        mask &= far.mask | ALWAYS
-        if not mask:
-            self.ring.arm(far.fd, far.mask, key(RELAY, <uint64_t>index << 1 | side, generation))
+        if far.aside:
+            self._take_back(far.fd)
+            far.aside = 0
+        if not mask & (far.mask | ALWAYS):
+            data = key(RELAY, <uint64_t>index << 1 | side, generation)
+            far.aside = mask & EPOLLRDHUP and self._put_aside(far.fd, far.mask, data)
+            if not far.aside:
+                self.ring.arm(far.fd, far.mask, data)
             return
+        mask &= far.mask | ALWAYS
         far.mask = UNWATCHED
         self.ready(index, side, mask)
 
@@ -248,14 +341,19 @@ cdef class RingRelays(RelayLoop):
             return                       # only ever asked for after its poll completed
         if far.mask == UNWATCHED:
             self.ring.arm(far.fd, mask, data)
+        elif far.aside:
+            self._change_aside(far.fd, mask, data)
         elif mask & ~far.mask:
             self.ring.rearm(data, mask)
 
     cdef void forget(self, Slot *slot, int side) noexcept nogil:
         cdef Far *far = &slot.far[side]
-        if far.mask != UNWATCHED:
+        if far.aside:
+            self._take_back(far.fd)
+            far.aside = 0
+        elif far.mask != UNWATCHED:
             self.ring.cancel(key(RELAY, <uint64_t>slot.index << 1 | side, slot.generation))
-            far.mask = UNWATCHED
+        far.mask = UNWATCHED
 
     # --- For tests -------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef double LATEST_S = 3600.0        # no wait is longer
 cdef enum:
-    LEAVE_TRIES = 100                # waits of a millisecond for what was cancelled, at the end
+    LEAVE_TRIES = 100                # waits of a millisecond in vain for what was cancelled
 
 # The best first; what a kernel does not know it refuses with EINVAL.
 FORMS = (
@@ -159,7 +159,7 @@ cdef class Ring:
             raise RingRefused(step, -result)
 
     def _check_features(self):
-        """What the kernel has, as it says itself; versions say nothing, where parts are taken over."""
+        """What the kernel itself says it has; its version says nothing, parts are ported back."""
         cdef io_uring_probe *probe
         for name, feature in FEATURES.items():
             if not self.ring.features & feature:
@@ -289,13 +289,11 @@ cdef class Ring:
             io_uring_prep_cancel64(sqe, 0, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL)
             io_uring_sqe_set_data64(sqe, NOBODY)
             self.flush()
-            while True:
-                while self.take(&completion):
-                    pass
-                if not self.pending or tries == LEAVE_TRIES:
-                    break
+            while self.pending and tries < LEAVE_TRIES:
                 tries += 1
                 self.wait(0.001)
+                while self.take(&completion):
+                    tries = 0
         io_uring_queue_exit(&self.ring)
         self._is_open = False
         return self.pending

@@ -1,0 +1,183 @@
+"""Where io_uring is refused: real filters, limits and sysctls, and what is said of each.
+
+Each runs in a process of its own, since most of it cannot be undone.
+"""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.engine import uring_setup
+from gateway.engine.ring_relays import RingRelays
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+SYSCTL = Path("/proc/sys/kernel/io_uring_disabled")
+NOBODY = 65534
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to become nobody")
+
+CHOOSE = """
+import json, sys
+from gateway.control.choice import choose
+from gateway.errors import EngineRefused
+said = []
+for wanted in ("auto", "io_uring"):
+    try:
+        engine, reason = choose(wanted)
+        engine.stop()
+        said.append([engine.name, reason])
+    except EngineRefused as error:
+        said.append([error.exit_code, str(error)])
+print(json.dumps(said))
+"""
+
+
+def chosen(before: str) -> list[tuple[str | int, str]]:
+    """What "auto" and "io_uring" come to after this code: engine and reason, or exit code and
+    message."""
+    done = subprocess.run(
+        [sys.executable, "-c", before + CHOOSE],
+        capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{FOLDER}"},
+    )
+    assert done.returncode == 0, done.stderr
+    return [tuple(each) for each in json.loads(done.stdout)]
+
+
+def assert_refused(before: str, *words: str) -> None:
+    """Either will do: uvloop runs. It is demanded: refused. Both say these words."""
+    auto, demanded = chosen(before)
+    assert auto[0] == "uvloop"
+    assert demanded[0] == 5
+    for word in words:
+        assert word in auto[1]
+        assert word in demanded[1]
+
+
+def test_here_it_can_be_had() -> None:
+    """Or the other tests of this engine mean nothing."""
+    assert uring_setup.refusal() == ""
+    auto, demanded = chosen("")
+    assert auto == ("io_uring", "it can be had here")
+    assert demanded == ("io_uring", "the table demands it")
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("EPERM", "Docker"), ("ENOSYS", "Podman")]
+)
+def test_a_seccomp_filter_leads_to_uvloop(name: str, word: str) -> None:
+    """Docker and containerd answer EPERM, Podman ENOSYS."""
+    before = f"import errno, seccomp; seccomp.deny(errno.{name})\n"
+    assert_refused(before, "io_uring_setup", name, "seccomp", word)
+
+
+def test_without_a_free_descriptor() -> None:
+    """The limit is named. It is raised again for uvloop."""
+    before = """
+import os, resource, gateway.control.choice as choice
+import gateway.engine.uring_setup, gateway.engine.uv, gateway.engine.uring
+really = choice.why_no_uring
+def why():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        return really()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+choice.why_no_uring = why
+"""
+    assert_refused(before, "EMFILE", "ulimit -n")
+
+
+def become_nobody(*first: str) -> str:
+    """Code: import all (nobody may not read the tree), do this, and lose root."""
+    return "\n".join(
+        [
+            "import encodings.ascii, json, os, resource",
+            "import gateway.control.choice, gateway.engine.uring_setup",
+            "import gateway.engine.uring, gateway.engine.uv",
+            *first,
+            f"os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3)",
+            "",
+        ]
+    )
+
+
+@AS_ROOT
+def test_without_memory_that_may_be_locked() -> None:
+    """Rings count against it for users without CAP_IPC_LOCK, on kernels that count."""
+    auto, demanded = chosen(
+        become_nobody("resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))")
+    )
+    if auto[0] == "io_uring":
+        pytest.skip("this kernel does not count rings")
+    assert demanded[0] == 5
+    for word in ("ENOMEM", "ulimit -l"):
+        assert word in auto[1]
+
+
+@pytest.fixture
+def forbidden_by_sysctl() -> Iterator[None]:
+    """1: for users without CAP_SYS_ADMIN. Others on this machine go on."""
+    try:
+        before = SYSCTL.read_text()
+        SYSCTL.write_text("1")
+    except OSError:
+        pytest.skip("kernel.io_uring_disabled cannot be set here")
+    yield
+    SYSCTL.write_text(before)
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("forbidden_by_sysctl")
+def test_the_administrator_forbids_it() -> None:
+    """The sysctl is named, with its value."""
+    assert_refused(become_nobody(), "EPERM", "kernel.io_uring_disabled is 1")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "this kernel's io_uring has no"),
+        (errno.EPERM, "EPERM, forbidden by"),
+        (errno.ENOSYS, "ENOSYS, the kernel was built without it"),
+        (errno.ENOMEM, "ulimit -l"),
+        (errno.ENFILE, "ulimit -n"),
+        (errno.EIO, "EIO"),
+        (4095, "4095"),
+    ],
+)
+def test_each_cause_is_a_sentence(number: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing is known but the errno."""
+    monkeypatch.setattr(uring_setup, "_seccomp", lambda: "0")
+    assert words in uring_setup.explain("feature NODROP" if not number else "a step", number)
+
+
+def test_a_ring_that_loses_completions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial moves bytes, and looks at what came."""
+    made = RingRelays
+
+    class Deaf:
+        def __init__(self, **sizes: int) -> None:
+            self.ring = made(**sizes)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.ring, name)
+
+        def poll(self) -> list[tuple[int, int]]:
+            return []
+
+    monkeypatch.setattr(uring_setup, "RingRelays", Deaf)
+    assert "trial: a poll: EIO" in uring_setup.refusal()
+
+
+def test_a_system_call_is_measured() -> None:
+    """In nanoseconds; whatever the machine."""
+    assert 10 < uring_setup.call_cost_ns() < 100_000

@@ -1,0 +1,62 @@
+"""Splicing, on relays that wait in a ring: the tests of `test_splice.py`, all of them."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from engine import test_splice
+from engine.rig import open_descriptors
+from engine.splicing import Roads
+from gateway.engine.ring_relays import RingRelays
+
+
+class RingRoads(Roads):
+    """One driver, whose loop is a ring."""
+
+    def __init__(self, pipes_max: int = 32):
+        self.before = open_descriptors()
+        self.ring = RingRelays(pipes_max)
+        self.driver = self.ring  # type: ignore[assignment]
+        self.roads = []
+        self.ended = {}
+
+    def turn(self, wait_ms: int = 0) -> None:
+        """See Roads."""
+        self.ring.wait(time.monotonic() + wait_ms / 1000)
+        self.collect()
+
+    def is_quiet(self, seconds: float = 0.05) -> bool:
+        """See Roads. What completes is work."""
+        self.turn()
+        self.turn()
+        turns = self.ring.turns
+        self.turn(int(seconds * 1000))
+        return self.ring.turns == turns
+
+    def finish(self) -> None:
+        """See Roads; nothing is in flight either."""
+        self.driver.abandon_all()
+        assert self.ring.close_ring() == 0
+        super().finish()
+
+
+@pytest.fixture
+def roads() -> Iterator[Roads]:
+    """A driver, which leaves nothing behind."""
+    made = RingRoads()
+    try:
+        yield made
+    finally:
+        made.finish()
+
+
+@pytest.fixture(autouse=True)
+def rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that make a driver of their own get a ring too."""
+    monkeypatch.setattr("engine.splicing.Roads", RingRoads)
+
+
+for _name, _test in vars(test_splice).items():
+    if _name.startswith(("Test", "test_")):
+        globals()[f"{_name}OfRing" if _name[0] == "T" else f"{_name}_of_ring"] = _test
