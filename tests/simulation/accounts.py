@@ -5,7 +5,6 @@ import socket
 from collections import defaultdict
 
 from gateway.events import AccessRecord, LegCounts, Side
-
 from simulation.codec import CLOSE, Answer, read_answers
 from simulation.ends import Client, RawUpstream, Upstream, is_own_ping
 from simulation.heads import accept_key
@@ -186,7 +185,8 @@ def _check_leg(story: Story, view: View, counts: LegCounts) -> None:
     pings = len([one for one in heard.frames if is_own_ping(one)])
     hold(counts.pings_sent >= pings, f"counters: {name} heard {pings} pings of our own")
     if view.sees_clean_end and view.sees_to_the_end:
-        hold(counts.pings_sent == pings, f"counters: pings_sent is {counts.pings_sent}, not {pings}")
+        hold(counts.pings_sent == pings,
+             f"counters: pings_sent is {counts.pings_sent}, not {pings}")
     _check_frames(story, view, counts)
 
 
@@ -218,6 +218,7 @@ def check_pairs(world: World) -> None:
             hold(story.route.upstream == "echo", "pairs: no upstream")
             continue
         upstream, client = story.upstream.actor, story.client.actor
+        assert isinstance(client, Client)
         if isinstance(upstream, Upstream):
             hold(upstream.path.startswith(f"/{story.route.name}/{client.name}".encode()) or
                  client.greeting.kind == "hostile",

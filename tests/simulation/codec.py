@@ -71,6 +71,7 @@ class Verdict:
     frames: list[Frame] = field(default_factory=list)  # whole and sound, up to the first fault
     fault: str = ""                    # what is wrong behind them: FRAMING, NOT_TEXT, TOO_BIG
     fault_at: int = 0                  # where the frame begins that has it
+    fault_end: int = 0                 # who has read so far cannot have overlooked it
     certain: bool = True               # the fault's header is whole: nobody can overlook it
     closed: Frame | None = None        # the Close that ends it
     part_at: int | None = None         # a data frame begins here that is sound and not whole
@@ -132,7 +133,7 @@ class Judge:
     def _one(self, at: int) -> int | None:
         """One frame; where the next begins, or None if it is not whole."""
         verdict, have = self.verdict, self.data[at : at + 14]
-        verdict.certain = False
+        verdict.certain, verdict.fault_end = False, at + 14
         self._check_first(have[0])
         opcode, fin = have[0] & 15, have[0] > 127
         if len(have) < 2:
@@ -150,6 +151,7 @@ class Judge:
         if len(have) < size:
             verdict.holds = True
             return None
+        verdict.fault_end = at + size + length
         key = have[size - 4 : size] if self._is_masked else b"\0\0\0\0"
         body = self.data[at + size : at + size + length]
         payload = masked(body, key)
@@ -273,7 +275,7 @@ class Ear:
 
     def hear(self, data: bytearray) -> list[Frame]:
         """The frames that have come whole since the last time. A broken one is heard as well."""
-        found = []
+        found: list[Frame] = []
         while True:
             have = data[self.at : self.at + 14]
             if len(have) < 2:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gateway.engine.memory import FarEnd, Network
-
 from simulation.codec import CLOSE, PING, Ear, Frame, frame, read_answers
 from simulation.heads import Greeting, Reception, accept_key, field_of
 from simulation.plans import NEVER, Act, Do, Plan, Say
@@ -38,6 +37,7 @@ class Actor:
         self.head_size = 0                          # bytes said before
         self.heard_from = 0                         # where the stream begins in far.received
         self.shipped: list[tuple[int, float]] = []  # the stream's bytes that had left by then
+        self.said: list[tuple[int, float]] = []     # the same, of what it wanted to leave
         self.heard: list[tuple[float, Frame]] = []  # whole frames, and when
         self.pongs: list[tuple[float, bytes]] = []  # said, and when
         self.deeds: dict[str, float] = {}           # the first of each kind, and when
@@ -90,7 +90,7 @@ class Actor:
     @property
     def went_at(self) -> float:
         """When it first did what ends its side; infinite if it never did."""
-        return min((self.deeds.get(deed, NEVER) for deed in DEADLY))
+        return min(self.deeds.get(deed, NEVER) for deed in DEADLY)
 
     def later(self, delay: float, what: Callable[..., None], *arguments: object) -> None:
         """On the virtual clock; never, if that is the delay."""
@@ -108,6 +108,7 @@ class Actor:
         if not self.is_mute:
             self.note(f"says {len(data)} bytes: {data[:16].hex(' ')}")
             self.sent += data
+            self.said.append((len(self.sent), self.now))
             self.far.send(data)
 
     def begin(self) -> None:

@@ -125,22 +125,14 @@ def _check_nothing_lost(
     ):
         hold(False, f"lost: {sink.name} was told of what broke, and {missing} frames before that "
              f"are missing")
-    if missing and sink.sees_clean_end and sink.heard.closed is None and _finished_well(source):
+    saw_fin = sink.sees_clean_end and not (story.is_unix and sink is story.upstream)
+    if missing and saw_fin and sink.heard.closed is None and source.finishes_well:
         hold(sink.finished_at <= story.ended or sink.close_at <= story.ended,
              f"lost: {sink.name} saw FIN, and {missing} frames before it are missing")
     due = story.due(source)
     late = [one for one in said.frames[at:] if one.end <= due]
     hold(not late, f"lost: {len(late)} frames of {source.name} never reached {sink.name}, the "
          f"first at {late[0].at if late else 0}")
-
-
-def _finished_well(source: View) -> bool:
-    """FIN behind a whole frame, and no Close."""
-    said = source.sent
-    return (
-        "fin" in source.deeds and not said.fault and said.closed is None
-        and not source.in_a_frame
-    )
 
 
 # --- Bytes --------------------------------------------------------------------------------------

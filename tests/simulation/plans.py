@@ -8,8 +8,17 @@ most faults live where two things happen at once, or where nothing happens for l
 import random
 from dataclasses import dataclass, field
 
-from simulation.codec import BINARY, CLOSE, CONTINUATION, NO_CODE, PING, PONG, TEXT
-from simulation.codec import close_frame, frame
+from simulation.codec import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    NO_CODE,
+    PING,
+    PONG,
+    TEXT,
+    close_frame,
+    frame,
+)
 
 FOREIGN = b"@"                         # begins each ping and unasked pong of a far end's own
 WORDS = "aß€\U0001f600 lorem ipsum "
@@ -131,9 +140,9 @@ class Writer:
         dice, chance = self._dice, self._dice.random()
         if chance < 0.06:
             return Do(wait(dice), "stall", dice.choice([0.5, 3.0, 10.0, 45.0, NEVER]))
-        if chance < 0.12 and not self._calm:
+        if chance < 0.18 and not self._calm:
             return Say(wait(dice), cut(dice, self._hostile()), whole=False)
-        if chance < 0.22:
+        if chance < 0.27:
             mark = FOREIGN + self.payload(dice.choice([20, 60, 124]), text=False)
             data = frame(dice.choice([PING, PING, PONG]), mark, self._key())
             return Say(wait(dice), cut(dice, data))
@@ -164,14 +173,15 @@ class Writer:
         dice, key = self._dice, self._key()
         wrong = None if self._is_client else dice.randbytes(4)
         payload = self.payload(30, text=False)
-        kind = dice.randrange(12)
+        kind = dice.randrange(13)
         if kind == 0:
             flipped = bytearray(frame(dice.choice([TEXT, BINARY, PING]), payload, key))
             flipped[dice.randrange(min(len(flipped), 8))] ^= 1 << dice.randrange(8)
             return bytes(flipped)
         made = [
             frame(BINARY, payload, wrong),
-            frame(TEXT, payload, key, rsv=dice.choice([1, 2, 4])),
+            frame(TEXT, payload, key, rsv=dice.choice([1, 2, 4, 4])),
+            frame(BINARY, payload, key, rsv=4, fin=False),
             frame(dice.choice([3, 7, 11, 15]), payload, key),
             frame(CONTINUATION, payload, key),
             frame(PING, payload, key, fin=False),
@@ -218,6 +228,9 @@ class Writer:
         if dice.random() < 0.15 and not self._calm:
             data += dice.choice([self._message(), b"rubbish", close_frame(1000, b"", self._key())])
         acts: list[Act] = [Say(pause, cut(dice, data), closes=True)]
+        if dice.random() < 0.2 and not self._calm:
+            behind = self._message()
+            acts.append(Say(dice.choice([0.0, 0.01, 0.3]), cut(dice, behind), closes=True))
         if dice.random() < 0.3:
             acts.append(Do(dice.choice([0.0, 0.0, 0.01, 2.0]), dice.choice(["fin", "reset"])))
         return acts

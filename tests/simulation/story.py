@@ -11,7 +11,6 @@ from functools import cached_property
 
 from gateway.events import AccessRecord, Side
 from gateway.table import Route
-
 from simulation.codec import Judge, Verdict
 from simulation.ends import Actor, Client, RawUpstream, Upstream
 from simulation.watch import Trace
@@ -54,6 +53,11 @@ class View:
         """Whether a byte of its stream left then."""
         return any(begin < when < end for total, when in self.actor.shipped if total > 0)
 
+    def is_gagged(self, at: float) -> bool:
+        """It had more to say then than the gateway read."""
+        wanted = max((total for total, when in self.actor.said if when <= at), default=0)
+        return wanted > self.left_by(at)
+
     @cached_property
     def last_byte_at(self) -> float:
         """When the last byte of its stream left; before all time if none did."""
@@ -91,6 +95,15 @@ class View:
     def in_a_frame(self) -> bool:
         """What it said ends inside a frame, or inside a header."""
         return self.sent.part_at is not None or self.sent.holds
+
+    @property
+    def finishes_well(self) -> bool:
+        """FIN behind a whole frame, and no Close."""
+        sent = self.sent
+        return (
+            "fin" in self.deeds and not sent.fault and sent.closed is None
+            and not self.in_a_frame
+        )
 
     def trouble_at(self) -> float:
         """When it first did anything that may end the relay or slow it down."""

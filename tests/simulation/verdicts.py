@@ -6,7 +6,7 @@ heard what the table has for that cause, and nothing that ends a relay may be ov
 
 import math
 
-from simulation.codec import PING, PONG, Frame
+from simulation.codec import CLOSE, PING, PONG, Frame
 from simulation.ends import is_own_ping
 from simulation.plans import NEVER
 from simulation.story import GRAIN, Story, View
@@ -26,6 +26,7 @@ def check_end(story: Story) -> None:
             check_told(story, view)
     if story.upstream is not None and story.upstream.is_raw:
         check_raw_end(story, story.upstream)
+    check_fins(story)
     for view in story.sides:
         if not view.is_raw:
             check_heartbeat(story, view)
@@ -112,7 +113,8 @@ def _is_silent(story: Story, view: View) -> bool:
     route = story.route
     since = story.settled - route.heartbeat_timeout     # when it was pinged
     until = story.settled - story.transit
-    return bool(route.heartbeat) and not view.spoke_between(since, until)
+    gagged = view.is_gagged(until) and "vanish" not in view.deeds
+    return bool(route.heartbeat) and not view.spoke_between(since, until) and not gagged
 
 
 def _is_stalled(story: Story, view: View) -> bool:
@@ -130,8 +132,8 @@ def _is_unanswered(story: Story, view: View, other: View | None) -> bool:
         return True
     waited = story.settled - other.close_at
     return (
-        waited >= story.route.close_timeout - GRAIN
-        and view.close_at > story.settled - story.transit
+        (waited >= story.route.close_timeout - GRAIN
+        and view.close_at > story.settled - story.transit)
         or bool(view.actor.stalls)
     )
 
@@ -183,7 +185,8 @@ def check_in_time(story: Story) -> None:
 
 
 def _certain_fault_at(view: View) -> float:
-    return view.when(view.sent.fault_at + 14) if view.sent.fault and view.sent.certain else math.inf
+    sent = view.sent
+    return view.when(sent.fault_end) if sent.fault and sent.certain else math.inf
 
 
 def _check_vanished(story: Story) -> None:
@@ -264,7 +267,7 @@ def _must_hear(story: Story, view: View) -> bool:
         return False                                # a frame was under way toward it
     if other.in_a_frame:
         return False
-    if other.finished_at <= story.settled and story.cause not in ("text", "finished"):
+    if other.finished_at <= story.settled and not other.is_raw:
         return False                                # FIN was passed on before
     if story.world.kill_at < story.ended + GRAIN:
         return False
@@ -285,6 +288,27 @@ def check_raw_end(story: Story, view: View) -> None:
              "told: a raw upstream saw RST, and the client had closed")
 
 
+def check_fins(story: Story) -> None:
+    """FIN passes between frames, and comes to a client right behind its farewell."""
+    client = story.client
+    closes = [at for at, one in client.actor.heard if one.opcode == CLOSE]
+    if closes and client.sees_to_the_end:
+        limit = max(story.settled, closes[0]) + story.transit
+        hold(client.deeds.get("heard fin", math.inf) <= limit or "was reset" in client.deeds,
+             f"told: the client heard its farewell at {closes[0]:.3f}, and no FIN")
+    if story.upstream is None or story.upstream.is_raw:
+        return
+    for view, other in ((client, story.upstream), (story.upstream, client)):
+        since = max(view.finished_at, view.last_byte_at, story.trace.began)
+        if (
+            view.finishes_well and other.sees_to_the_end and view.finished_at < math.inf
+            and view.finished_at <= min(view.trouble_at(), other.trouble_at(), story.ordered_at)
+            and story.settled > since + story.transit < other.trouble_at()
+        ):
+            hold(other.deeds.get("heard fin", math.inf) <= since + story.transit,
+                 f"told: FIN of {view.name} at {since:.3f} did not pass")
+
+
 # --- Heartbeat ----------------------------------------------------------------------------------
 
 
@@ -299,7 +323,7 @@ def check_heartbeat(story: Story, view: View) -> None:
             foreign_at = at
             continue
         since, until = at - heartbeat + story.transit, at - story.transit
-        hold(heartbeat and not view.spoke_between(since, until) or _was_held(story, view),
+        hold((heartbeat and not view.spoke_between(since, until)) or _was_held(story, view),
              f"heartbeat: {view.name} was pinged at {at:.3f}, and had not been quiet")
         answered = any(when >= foreign_at - story.transit for when, _ in view.actor.pongs) or any(
             view.when(frame.end) >= foreign_at - story.transit

@@ -26,7 +26,6 @@ from gateway.relaying import Relay
 from gateway.routing import RouteTable
 from gateway.table import EndpointEntry, GatewaySettings, Listener, Route, Table, Upstream
 from gateway.upstreams import Pool
-
 from simulation import ends
 from simulation.heads import draw_greeting, draw_reception
 from simulation.plans import NEVER, Do, Plan, Writer, raw_flood, raw_plan, raw_slow, wait
@@ -205,7 +204,7 @@ class World:
             gateway=GatewaySettings(drain=DRAIN),
             listeners=(listener,), routes=tuple(routes), upstreams=upstreams,
         )
-        limit = 1000 if self.is_calm else dice.choice([1000, 1000, 1000, 2])
+        limit = 1000 if self.is_calm else dice.choice([1000] * 5 + [2])
         return Desk(
             table=table, routes=RouteTable(table.routes), pools=pools, limits=Limits(limit),
             random_bytes=random.Random(f"keys {self.seed}").randbytes, page=PAGE,
@@ -263,8 +262,8 @@ class World:
             name=name, path=f"/{name}/*", upstream=name,
             subprotocols=("binary",) if name.startswith("raw") else (),
             frames="text" if name == "raw1" else "binary",
-            max_message=dice.choice([0, 0, 0, 300, 5000]) if odd else 0,
-            max_frame=dice.choice([0, 0, 0, 200, 3000]) if odd else 0,
+            max_message=dice.choice([0, 0, 0, 0, 0, 300, 5000]) if odd else 0,
+            max_frame=dice.choice([0, 0, 0, 0, 0, 200, 3000]) if odd else 0,
             max_queue=dice.choice([1024, 5000, 65536, 256 * 1024]),
             max_sessions=dice.choice([0, 0, 0, 1, 2]) if odd else 0,
             max_sessions_per_client=dice.choice([0, 0, 0, 1]) if odd else 0,
