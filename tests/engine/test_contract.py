@@ -30,9 +30,9 @@ from gateway.events import (
 
 
 def test_engines_have_the_verbs() -> None:
-    """Both are an Engine, which is for mypy to see."""
+    """Each is an Engine, which is for mypy to see."""
     engines: list[type[Engine]] = [MemoryEngine, UringEngine, UvEngine]
-    assert [engine.name for engine in engines] == ["memory", "uvloop"]
+    assert [engine.name for engine in engines] == ["memory", "io_uring", "uvloop"]
 
 
 class TestListening:

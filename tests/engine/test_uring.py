@@ -624,6 +624,8 @@ def test_a_ring_that_fails_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(place)
     with pytest.raises(OSError, match="ring"):
         engine.run(lambda _: None)
+    engine.stop()
+    assert engine.left_behind > 0
 
 
 @pytest.mark.parametrize("stop", [False, True])

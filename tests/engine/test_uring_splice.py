@@ -1,11 +1,12 @@
-"""Splicing, on relays that wait in a ring: the tests of `test_splice.py`, all of them."""
+"""Splicing, on relays that wait in a ring: the tests of `test_splice.py` and `test_splice_ends.py`,
+all of them."""
 
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from engine import test_splice
+from engine import test_splice, test_splice_ends
 from engine.rig import open_descriptors
 from engine.splicing import Roads
 from gateway.engine.ring_relays import RingRelays
@@ -55,8 +56,26 @@ def roads() -> Iterator[Roads]:
 def rings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that make a driver of their own get a ring too."""
     monkeypatch.setattr("engine.splicing.Roads", RingRoads)
+    child = test_splice_ends.CHILD.replace("{body}", IN_A_RING + "{body}")
+    monkeypatch.setattr(test_splice_ends, "CHILD", child)
 
 
-for _name, _test in vars(test_splice).items():
-    if _name.startswith(("Test", "test_")):
-        globals()[f"{_name}OfRing" if _name[0] == "T" else f"{_name}_of_ring"] = _test
+IN_A_RING = """
+import engine.splicing
+from engine.test_uring_splice import RingRoads
+engine.splicing.Roads = RingRoads
+"""
+AT_DEFAULT = """
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+"""
+
+for _file in (test_splice, test_splice_ends):
+    for _name, _test in vars(_file).items():
+        if _name.startswith(("Test", "test_")):
+            globals()[f"{_name}OfRing" if _name[0] == "T" else f"{_name}_of_ring"] = _test
+
+
+def test_a_ring_ignores_sigpipe_itself() -> None:
+    """Also where somebody set the signal back to its default, which ends the process."""
+    first, rest = test_splice_ends.RESET_WHILE_SPLICING.split("with driving", 1)
+    test_splice_ends.child(f"{first}{AT_DEFAULT}with driving{rest}")
