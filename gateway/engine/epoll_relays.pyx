@@ -3,8 +3,11 @@
 
 It is the driver wherever io_uring is refused. Facts:
 
-- Level-triggered. epoll_ctl is called only when a relay begins, or a side blocks or is held.
-- Never EPOLLET: a turn that ends early (its time is up, a relay ended) finds the rest again.
+- Edge-triggered: a level-triggered descriptor stays in the ready list and is polled again by the
+  next wait, and by the outer loop's. epoll_ctl is called only when a relay begins, a side blocks
+  or is held, or it is not proven that a side is drained (`look_again`); each time the kernel looks
+  whether it is ready already, so no edge is lost.
+- A batch is done to its end, whatever ends in it: its edges are told once.
 - The epoll descriptor itself is readable while anybody in it is ready, so the outer loop comes
   back by itself.
 """
@@ -18,6 +21,9 @@ from gateway.engine.linux cimport (
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
     EPOLL_CTL_MOD,
+    EPOLLET,
+    EPOLLIN,
+    EPOLLRDHUP,
     close_fd,
     epoll_create1,
     epoll_ctl,
@@ -93,7 +99,9 @@ cdef class EpollRelays(RelayLoop):
         cdef Slot *slot = self.slot(index)
         cdef Far *far = &slot.far[side]
         cdef epoll_event event
-        event.events = mask
+        event.events = mask | EPOLLET
+        if mask & EPOLLIN:
+            event.events |= EPOLLRDHUP
         event.data.u64 = <uint64_t>slot.generation << 33 | <uint64_t>index << 1 | side
         if mask == UNWATCHED:
             epoll_ctl(self._epoll, EPOLL_CTL_DEL, far.fd, NULL)
@@ -102,6 +110,9 @@ cdef class EpollRelays(RelayLoop):
                 self._epoll, EPOLL_CTL_ADD if far.mask == UNWATCHED else EPOLL_CTL_MOD, far.fd,
                 &event,
             )
+
+    cdef void look_again(self, uint32_t index, int side) noexcept nogil:
+        self.watch(index, side, self.slot(index).far[side].mask)
 
     cdef void forget(self, Slot *slot, int side) noexcept nogil:
         """close(2) takes it out, since no other descriptor means the same socket."""

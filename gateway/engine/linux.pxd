@@ -20,6 +20,8 @@ cdef extern from "<sys/epoll.h>" nogil:
         EPOLLOUT
         EPOLLERR
         EPOLLHUP
+        EPOLLRDHUP
+        EPOLLET
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:

@@ -23,6 +23,7 @@ cdef struct Far:
     uint8_t aside               # watched apart, see ring_relays.pyx
     uint8_t hung                # both ways shut: watched no more while there is nothing to do
     uint8_t blocked
+    uint8_t again               # it may be ready still, though no new edge will say so
     uint8_t large               # the last frame from here was large: read the next header alone
     uint8_t no_pipe             # a splice was wanted and no pipe could be had
     uint8_t tail_size
@@ -118,5 +119,6 @@ cdef class RelayLoop:
     cdef void _watch(self, uint32_t index, int side) noexcept nogil
     cdef void fire(self) noexcept nogil
     cdef void forget(self, Slot *slot, int side) noexcept nogil
+    cdef void look_again(self, uint32_t index, int side) noexcept nogil
     cdef void ready(self, uint32_t index, int side, uint32_t mask) noexcept nogil
     cdef void watch(self, uint32_t index, int side, uint32_t mask) noexcept nogil

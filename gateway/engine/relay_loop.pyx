@@ -61,6 +61,7 @@ from gateway.engine.linux cimport (
     EPOLLHUP,
     EPOLLIN,
     EPOLLOUT,
+    EPOLLRDHUP,
     MSG_MORE,
     MSG_NOSIGNAL,
     MSG_PEEK,
@@ -341,6 +342,9 @@ cdef class RelayLoop:
         """Watch this side for `mask` from now on: EPOLLIN, EPOLLOUT, both, or 0, which still tells
         of RST. UNWATCHED: not at all. `far.mask` says what was watched before."""
 
+    cdef void look_again(self, uint32_t index, int side) noexcept nogil:
+        """This side may be ready without becoming so anew. For who is told of edges only."""
+
     cdef void forget(self, Slot *slot, int side) noexcept nogil:
         """This side's descriptor is about to be closed."""
 
@@ -354,6 +358,8 @@ cdef class RelayLoop:
             return
         if mask & (EPOLLOUT | EPOLLERR | EPOLLHUP):
             far.blocked = 0
+        if mask & (EPOLLRDHUP | EPOLLERR | EPOLLHUP):
+            far.again = 1                       # an end stands behind what is read now
         if leg.reading and not self._pipe_is_stuck(slot, side):
             if mask & (EPOLLIN | EPOLLERR | EPOLLHUP):
                 self._receive(slot, side)
@@ -394,6 +400,8 @@ cdef class RelayLoop:
             memcpy(self._hot, far.tail, far.tail_size)
         count = recv(far.fd, self._hot + far.tail_size, HOT, 0)
         if count > 0:
+            if count == HOT:
+                far.again = 1
             self._feed_hot(slot, side, far.tail_size + <size_t>count)
         elif count == 0:
             self._finish_side(slot, side)
@@ -520,11 +528,14 @@ cdef class RelayLoop:
         count = splice(far.fd, NULL, pipe.in_fd, NULL, want, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
         if count > 0:
             pipe.held += count
+            far.again = 1
             relay_spliced(&slot.relay, self._terms(slot), side, count, self.now)
             return True
         if count == 0:
             self._finish_side(slot, side)
-        elif errno != EAGAIN and errno != EINTR:
+        elif errno == EAGAIN:
+            far.again = 0
+        elif errno != EINTR:
             self._lose(slot, side, errno)
         return False
 
@@ -549,6 +560,7 @@ cdef class RelayLoop:
             return True
         if count < 0 and (errno == EAGAIN or errno == EINTR):
             other.blocked = 1
+            other.again = errno == EINTR
         elif count < 0:
             self._send_failed(slot, 1 - side, errno)
         return False
@@ -565,7 +577,7 @@ cdef class RelayLoop:
         else:
             # Others have their turn; what is in the pipe goes on as soon as the loop comes round.
             if slot.far[side].pipe != NO_PIPE and self.pipes.pipes[slot.far[side].pipe].held:
-                slot.far[1 - side].blocked = 1
+                slot.far[1 - side].blocked = slot.far[1 - side].again = 1
         if (
             slot.far[side].pipe != NO_PIPE and not self.pipes.pipes[slot.far[side].pipe].held
             and (not slot.relay.legs[side].cursor.remaining or slot.relay.cause)
@@ -685,6 +697,7 @@ cdef class RelayLoop:
             if sent < 0:
                 if errno == EAGAIN or errno == EINTR:
                     far.blocked = 1
+                    far.again = far.again or errno == EINTR
                 else:
                     self._send_failed(slot, side, errno)
                 return
@@ -842,10 +855,12 @@ cdef class RelayLoop:
             mask |= EPOLLIN
         if far.blocked:
             mask |= EPOLLOUT
-        if mask == far.mask or (not mask and far.hung):
-            return
-        self.watch(index, side, mask)
-        far.mask = mask
+        if mask != far.mask and (mask or not far.hung):
+            self.watch(index, side, mask)       # which looks whether it is ready already
+            far.mask = mask
+        elif far.again and mask:
+            self.look_again(index, side)
+        far.again = 0
 
     cdef inline bint _pipe_is_stuck(self, Slot *slot, int side) noexcept nogil:
         """What came from here waits in its pipe for the other, who takes nothing now: nothing more
