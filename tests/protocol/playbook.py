@@ -19,7 +19,7 @@ A play stands where worker and engine stand, and keeps their promises (gateway/e
 import dataclasses
 import difflib
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_network
 from typing import Any
 
@@ -45,10 +45,15 @@ MAX_SESSIONS = 5
 KEY, ACCEPT = b"dGhlIHNhbXBsZSBub25jZQ==", b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="     # RFC 6455 1.3
 OUR_KEY, OUR_ACCEPT = b"AAECAwQFBgcICQoLDA0ODw==", b"Bz3qJYTGdOe8gUSpLosEdiLKDrk="
 
-# Each pair that any play has visited.
-VISITED: set[tuple[State, Side, type[Event]]] = set()
-# What `ALWAYS` handled, likewise.
-VISITED_ALWAYS: set[tuple[Side, type[Event]]] = set()
+# Where each play went: a state, what happened there, the state that it led to. And what was handled
+# by `ALWAYS`.
+WENT: set[tuple[State, str, State]] = set()
+WENT_ALWAYS: set[tuple[Side, type[Event]]] = set()
+
+
+def way_name(side: Side, event: type[Event]) -> str:
+    """What happens, in words: "client Received"."""
+    return f"{side.name.lower()} {event.__name__}"
 
 
 def endpoint(number: int) -> Address:
@@ -222,7 +227,7 @@ class Play:
         self.records: list[AccessRecord] = []
         self.relayed: events.Relay | None = None
         self.broken = False
-        self._story: list[str] = []
+        self.story: list[str] = []
         self._said: Said | None = None
         self._peer = peer
         self._listener = listener
@@ -234,7 +239,7 @@ class Play:
 
     def starts(self) -> Said:
         """The worker has made the session."""
-        return self._take("start", self.session.start())
+        return self._take("start", self.session.start)
 
     def wait(self, seconds: float) -> None:
         """Time goes by; no timer may be due by then."""
@@ -322,12 +327,18 @@ class Play:
     def drains(self) -> Said:
         """The worker begins a drain."""
         self.desk.draining = True
-        return self._take("drain", self.session.drain(self.now))
+        before = self.session.state
+        said = self._take("drain", lambda: self.session.drain(self.now))
+        WENT.add((before, "drain", self.session.state))
+        return said
 
     def is_killed(self) -> Said:
         """The worker ends all at once."""
         self.desk.draining = True
-        return self._take("kill", self.session.kill(self.now))
+        before = self.session.state
+        said = self._take("kill", lambda: self.session.kill(self.now))
+        WENT.add((before, "kill", self.session.state))
+        return said
 
     def ends(self) -> None:
         """The ends that were ordered come, and that is all."""
@@ -368,7 +379,7 @@ class Play:
         """Say what is wrong, and what came before."""
         __tracebackhide__ = True
         self.broken = True
-        raise AssertionError("\n".join([why, "", "after:", *self._story[-12:]]))
+        raise AssertionError("\n".join([why, "", "after:", *self.story[-12:]]))
 
     # --- Inside ---------------------------------------------------------------------------------
 
@@ -386,21 +397,22 @@ class Play:
         return self._event(side, events.Closed(self.now, side, fault))
 
     def _event(self, side: Side, event: Event) -> Said:
-        pair = (self.session.state, side, type(event))
-        if pair in TRANSITIONS:
-            VISITED.add(pair)
-        else:
-            assert pair[1:] in ALWAYS, f"it may be reported, but is not in the table: {pair}"
-            VISITED_ALWAYS.add(pair[1:])
+        before = self.session.state
         line = " ".join(line.strip() for line in shown(event))
-        return self._take(f"{side.name} {line[:150]}", self.session.handle(side, event))
+        said = self._take(f"{side.name} {line[:150]}", lambda: self.session.handle(side, event))
+        if (before, side, type(event)) in TRANSITIONS:
+            WENT.add((before, way_name(side, type(event)), self.session.state))
+        else:
+            assert (side, type(event)) in ALWAYS, "it is in no table"
+            WENT_ALWAYS.add((side, type(event)))
+        return said
 
-    def _take(self, what: str, commands: list[Command]) -> Said:
+    def _take(self, what: str, act: Callable[[], list[Command]]) -> Said:
         if self._said is not None and not self._said.looked_at:
             self.fail("nobody looked at:\n" + difference((), self._said.commands))
-        self._story.append(f"{self.now - START:8.3f}  {what}")
-        kept = [one for one in commands if self._obey(one)]
-        self._story += [f"{'':8}      {' '.join(map(str.strip, shown(one)))[:150]}" for one in kept]
+        self.story.append(f"{self.now - START:8.3f}  {what}")
+        kept = [one for one in act() if self._obey(one)]
+        self.story += [f"{'':8}      {' '.join(map(str.strip, shown(one)))[:150]}" for one in kept]
         self._said = Said(self, kept)
         return self._said
 

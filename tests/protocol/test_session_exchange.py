@@ -253,6 +253,20 @@ def test_a_part_of_a_head_may_wait(begin: Stage) -> None:
     play.ends()
 
 
+def test_content_may_wait(begin: Stage) -> None:
+    """A part of it; the rest is read on, within the head's time."""
+    play = begin()
+    pipeline(play, request(b"Content-Length: 3", start=POST), b"12")
+    play.timed_out("next").says(
+        Read(C), SetTimer("head", play.now + 10.0), ClearTimer("head"), Send(C, REFUSED),
+        refused_record(play), SetTimer("head", play.now + 10.0),
+    )
+    assert play.state is State.EXCHANGE
+    play.received(C, b"3").says(ClearTimer("head"), SetTimer("idle", play.now + 60.0))
+    play.finished(C).says(Close(C))
+    play.ends()
+
+
 def test_what_was_read_before_it_was_held_waits_its_turn(begin: Stage) -> None:
     """Else the two halves of a request would be put together in the wrong order."""
     play = begin()

@@ -212,6 +212,10 @@ def test_an_echo_that_goes_before_it_is_there_is_a_failed_connect(begin: Stage) 
                 endpoint="builtin:echo"),
     )
     play.leaves()
+    play = begin(endpoints=2)
+    connect(play)
+    play.connect_lost(Fault.RESET).says(ClearTimer("connect"), *connecting(play, 2))
+    play.lost(C).says(hole(), Reset(U))
 
 
 def test_a_reload_takes_no_pool_from_who_connects(begin: Stage) -> None:
@@ -330,6 +334,15 @@ def test_an_upstream_that_does_not_answer_is_504(begin: Stage) -> None:
         *failed(play, 504, "answer_timeout", ("connect", 0.0), ("ask", 3.0), resets=True)
     )
     play.leaves()
+
+
+def test_an_upstream_that_is_slow_to_read_the_handshake(begin: Stage) -> None:
+    """A handshake is small: nothing is to be held for it."""
+    play = begin()
+    ask(play)
+    play.clogged(U).says_nothing()
+    play.cleared(U).says_nothing()
+    play.lost(C).says(hole(), Reset(U))
 
 
 def test_an_upstream_that_goes_without_an_answer_is_502(begin: Stage) -> None:
