@@ -9,7 +9,6 @@ Laws of this file:
 
 import contextlib
 import errno
-import os
 import resource
 import select
 import socket
@@ -131,15 +130,3 @@ def _expect(ring: RingRelays, found: tuple[int, int] | None, step: str) -> None:
         raise RingRefused(step, error.errno or 0) from error
     if ring.poll() != ([found] if found else []):
         raise RingRefused(step, errno.EIO)
-
-
-def call_cost_ns() -> int:
-    """What a cheap system call costs here: the least of a few measurements, in nanoseconds, with
-    what Python adds (about 50)."""
-    getppid, best = os.getppid, 1 << 62
-    for _ in range(5):
-        begin = time.perf_counter_ns()
-        for _ in range(200):
-            getppid()
-        best = min(best, time.perf_counter_ns() - begin)
-    return best // 200

@@ -176,8 +176,3 @@ def test_a_ring_that_loses_completions_is_refused(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(uring_setup, "RingRelays", Deaf)
     assert "trial: a poll: EIO" in uring_setup.refusal()
-
-
-def test_a_system_call_is_measured() -> None:
-    """In nanoseconds; whatever the machine."""
-    assert 10 < uring_setup.call_cost_ns() < 100_000
