@@ -41,9 +41,10 @@ lint: ready-to-test   ## ruff
 types: ready-to-test   ## mypy, strict
 	$(PY) -m mypy
 
-format: ready-to-test   ## sort imports, mend what ruff can, seal the page; columns are by hand
+format: ready-to-test   ## sort imports, mend what ruff can, seal the page, draw the states
 	$(PY) -m ruff check --fix .
 	$(PY) tools/seal_page.py
+	$(PY) tools/draw_states.py
 
 lock: ready-to-test   ## take today's versions of all packages into requirements/
 	$(PY) tools/lock.py
