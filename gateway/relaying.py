@@ -379,8 +379,11 @@ class Relay:
         """A Close or a FIN was not answered in time."""
         assert self._first is not None
         first, other = self.legs[self._first], self.legs[1 - self._first]
-        if first.close_received is not None:
+        if first.close_received is not None and other.reading:
             self._end(Cause.UNANSWERED, other.side, "Close was not answered", now)
+        elif first.close_received is not None:
+            # Back-pressure: an answer may be there, and could not have been passed on.
+            self._end(Cause.STALLED, first.side, "it closed, and took nothing more", now)
         else:
             self._settle(Cause.FINISHED, first.side, "the other side did not finish in time", now)
             other.raise_fate(Fate.RESET)

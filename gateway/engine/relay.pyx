@@ -742,8 +742,11 @@ cdef void unanswered(Relay *relay, const Rules *rules, double now, Output *out) 
     """A Close or a FIN was not answered in time."""
     cdef Leg *first = &relay.legs[relay.first]
     cdef Leg *other = &relay.legs[1 - relay.first]
-    if first.close_received != NO_CLOSE:
+    if first.close_received != NO_CLOSE and other.reading:
         end_with(relay, rules, C_UNANSWERED, 1 - relay.first, D_NO_ANSWER, now, out)
+    elif first.close_received != NO_CLOSE:
+        # Back-pressure: an answer may be there, and could not have been passed on.
+        end_with(relay, rules, C_STALLED, relay.first, D_TOOK_NO_MORE, now, out)
     else:
         settle(relay, rules, C_FINISHED, relay.first, D_NO_FINISH, now)
         raise_fate(other, RESET)
