@@ -119,6 +119,10 @@ def _is_silent(story: Story, view: View) -> bool:
 
 def _is_stalled(story: Story, view: View) -> bool:
     """It took nothing for `write_timeout`."""
+    if story.record.detail == "it closed, and took nothing more":
+        return view.close_at <= story.settled - story.route.close_timeout + GRAIN and (
+            story.trace.held[view.side.other] > 0
+        )
     since = story.settled - story.route.write_timeout + story.transit
     until = story.settled - story.transit
     return "vanish" in view.deeds or any(

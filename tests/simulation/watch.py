@@ -147,6 +147,7 @@ class WatchedRelay:
         trace.facts.append((verb, *arguments))
         was_open = self.inner.cause is None
         waited = [leg.queued for leg in self.inner.legs]
+        was_read = [leg.reading for leg in self.inner.legs]
         getattr(self.inner, verb)(*arguments)
         timeout = trace.rules.write_timeout
         for side, leg in zip(Side, self.inner.legs, strict=True):
@@ -156,10 +157,10 @@ class WatchedRelay:
             elif leg.queued and was_open and timeout:
                 late = now - self._moved[side] - timeout
                 hold(late < LATE, f"write_timeout: {side.name} has taken nothing for too long")
-            if leg.reading or not was_open or self._silent[side]:
-                self._read[side] = now
-            else:
+            if was_open and not self._silent[side] and not was_read[side]:
                 trace.held[side] = max(trace.held[side], now - self._read[side])
+            if leg.reading:
+                self._read[side] = now
         if was_open and self.inner.cause is not None:
             trace.settled = now
 
