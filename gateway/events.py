@@ -117,6 +117,10 @@ class RelayRules:
     drain_code: int = 1001               # what the client is told at a drain
     drain_reason: str = ""
 
+    def __hash__(self) -> int:
+        """Of a few fields: it is asked for at each relay, and few rules are alive at a time."""
+        return hash((self.raw, self.deflate, self.max_message, self.heartbeat, self.drain_reason))
+
 
 @_word(kw_only=True)
 class LegCounts:

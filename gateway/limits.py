@@ -16,6 +16,7 @@ Laws of this file:
 
 import enum
 from collections.abc import Hashable
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
@@ -113,9 +114,12 @@ class Limits:
 
 def _client_key(client: Address) -> bytes:
     """What stands for one client: 4 bytes of IPv4, 8 of an IPv6 /64; b"" for a Unix socket."""
-    if client.is_unix:
-        return b""
-    address = ip_address(client.host)
+    return b"" if client.is_unix else _host_key(client.host)
+
+
+@lru_cache(maxsize=1024)  # asked twice a session, and ipaddress is slow
+def _host_key(host: str) -> bytes:
+    address = ip_address(host)
     if isinstance(address, IPv6Address):
         mapped = address.ipv4_mapped
         return mapped.packed if mapped else address.packed[:8]

@@ -13,7 +13,7 @@ from gateway import events
 from gateway.errors import Blame, Fault, UpstreamError
 from gateway.events import Event, Side
 from gateway.protocol import forwarding, http1, websocket
-from gateway.protocol.desk import hash_key, rules_of
+from gateway.protocol.desk import hash_key
 from gateway.protocol.life import RETRY_AFTER, TOO_SLOW, Life, State
 from gateway.protocol.pass_on import PassOn
 from gateway.routing import rewrite_target
@@ -203,7 +203,7 @@ class Asking(Life):
         self.order(events.ClearTimer("answer"))
         self.order(events.Send(Side.CLIENT, answer))
         raw = request.upstream.scheme == "tcp"
-        rules = rules_of(request.match.route, raw=raw, deflate=deflate)
+        rules = self.desk.rules_of(request.match.route, raw=raw, deflate=deflate)
         self.order(events.Relay(rules, bytes(request.early), rest))
         self.enter(State.RELAYING)
         self.note(status=101, subprotocol=subprotocol)

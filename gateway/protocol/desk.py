@@ -1,7 +1,7 @@
 """What the sessions of one worker share, and what a route makes of one of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl
 
@@ -24,6 +24,16 @@ class Desk:
     random_bytes: Callable[[int], bytes]
     page: bytes = b""
     draining: bool = False
+    _rules: dict[tuple[int, bool, bool], tuple[Route, RelayRules]] = field(default_factory=dict)
+
+    def rules_of(self, route: Route, *, raw: bool, deflate: bool) -> RelayRules:
+        """`rules_of`, made once for a route: all its relays share one object."""
+        key = (id(route), raw, deflate)
+        kept = self._rules.get(key)
+        if kept is None:
+            # The route is kept with its rules, so that no other can have its id.
+            kept = self._rules[key] = (route, rules_of(route, raw=raw, deflate=deflate))
+        return kept[1]
 
 
 def rules_of(route: Route, *, raw: bool, deflate: bool) -> RelayRules:
@@ -65,9 +75,9 @@ def hash_key(hash_on: str, match: Match, head: Request, client: Address) -> byte
 
 def _cookie(head: Request, name: str) -> str:
     """The first cookie of this name (RFC 6265 4.2), or "". A malformed field has none."""
-    for field in head.get_all(b"cookie"):
+    for line in head.get_all(b"cookie"):
         try:
-            cookies = SimpleCookie(field.decode("latin-1"))
+            cookies = SimpleCookie(line.decode("latin-1"))
         except CookieError:
             continue
         if name in cookies:

@@ -15,6 +15,7 @@ Laws of this file:
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from gateway.events import Address
@@ -161,6 +162,7 @@ def _edited(fields: list[tuple[bytes, bytes]], route: Route) -> list[tuple[bytes
     return [pair for pair in fields if pair[0].lower() not in dropped] + added
 
 
+@lru_cache(maxsize=1024)  # clients come again, and ipaddress is slow
 def _ip(host: str) -> IPv4Address | IPv6Address | None:
     """The address in a host, or None; an IPv4 client of an IPv6 socket is an IPv4 client."""
     try:
