@@ -4,7 +4,8 @@ import math
 import socket
 from collections import defaultdict
 
-from gateway.events import AccessRecord, LegCounts, Side
+from gateway.engine.contract import ACCEPT_RETRY, CLOSE_LIMIT
+from gateway.events import Accepted, AccessRecord, LegCounts, Side
 from simulation.codec import CLOSE, Answer, read_answers
 from simulation.ends import Client, RawUpstream, Upstream, is_own_ping
 from simulation.heads import accept_key
@@ -13,6 +14,7 @@ from simulation.watch import hold
 from simulation.world import AFTERWARDS, World
 
 CLIENT_GONE = 499
+LINGER = 5.0                           # seconds; no close_timeout in here is longer
 
 
 # --- The whole life -----------------------------------------------------------------------------
@@ -40,7 +42,8 @@ def check_life(world: World) -> None:
             for endpoint in pool.endpoints:
                 hold(endpoint.active == 0, f"zero: {endpoint.active} sessions on {name}")
         clients = {accepted.link for accepted in world.accepted.values()}
-        hold(clients <= engine.ended, f"closed: links {clients - engine.ended} never were")
+        open_links = clients - engine.ended.keys()
+        hold(not open_links, f"closed: links {open_links} never were")
     for trace in engine.traces:
         hold(trace.ended is not None or not trace.is_made or is_cut_short,
              "closed: a relay never ended")
@@ -65,9 +68,58 @@ def check_sessions(world: World) -> None:
     for number, accepted in world.accepted.items():
         client = clients[accepted.client]
         check_session(world, client, records[number], has_relay=accepted.link in relays)
+        check_times(world, accepted, client, records[number])
     for upstream in world.upstreams:
         if isinstance(upstream, Upstream):
             check_handshake(world, upstream)
+    check_nobody_is_dropped(world)
+
+
+def check_times(
+    world: World, accepted: Accepted, client: Client, records: list[AccessRecord]
+) -> None:
+    """No phase before the relay is longer than its timeout, and no link outlives its session."""
+    listener = world.desk.table.listeners[0]
+    routes = {route.name: route for route in world.desk.table.routes}
+    for record in records:
+        spent: dict[str, float] = defaultdict(float)
+        for phase, seconds in record.phases:
+            spent[phase] += seconds
+        hold(spent["head"] <= listener.head_timeout + GRAIN, "progress: head_timeout")
+        if record.route:
+            route = routes[record.route]
+            tries = len(world.desk.pools[route.upstream].endpoints)
+            hold(spent["connect"] <= tries * route.connect_timeout + GRAIN,
+                 "progress: connect_timeout")
+            hold(spent["ask"] <= route.answer_timeout + GRAIN, "progress: answer_timeout")
+    closed = world.engine.ended.get(accepted.link)
+    if closed is not None and client.greeting.kind == "upgrade" and records:
+        longest = records[-1].ended + LINGER + CLOSE_LIMIT + GRAIN
+        hold(closed <= longest, f"progress: link {accepted.link} outlived its session")
+
+
+def check_nobody_is_dropped(world: World) -> None:
+    """Who came before the drain was accepted, also where descriptors had run out for a while."""
+    weather = world.network.weather
+    patience = 2 * (weather.latency + weather.jitter) + 2 * ACCEPT_RETRY + GRAIN
+    if max(world.short_until, 0.0) + patience > min(world.drain_at, world.kill_at):
+        return
+    accepted = {one.client for one in world.accepted.values()}
+    for client in world.clients:
+        if client.came_at + patience < min(world.drain_at, world.kill_at):
+            hold(client.far.address in accepted, f"accept: {client.name} was never accepted")
+
+
+def check_limits(world: World) -> None:
+    """Never more relays at once on a route, or of one client there, than its limits say."""
+    stories = stories_of(world)
+    for story in stories:
+        here = [one for one in stories if one.route is story.route
+                and one.trace.began <= story.trace.began < one.ended]
+        same = [one for one in here if one.record.client == story.record.client]
+        for limit, count in ((story.route.max_sessions, len(here)),
+                             (story.route.max_sessions_per_client, len(same))):
+            hold(not limit or count <= limit, f"limits: {count} at once, {limit} allowed")
 
 
 def check_session(

@@ -249,6 +249,7 @@ class Client(Actor):
     def __init__(self, stage: Stage, far: FarEnd, name: str, greeting: Greeting):
         self.greeting = greeting
         self.upgraded = False
+        self.came_at = stage.network.now
         super().__init__(stage, far, name, greeting.plan, is_client=True)
 
     def come(self) -> None:

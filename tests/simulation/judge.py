@@ -1,6 +1,12 @@
 """Judges a life that is over: all invariants, in an order that names the nearest first."""
 
-from simulation.accounts import check_counts, check_life, check_pairs, check_sessions
+from simulation.accounts import (
+    check_counts,
+    check_life,
+    check_limits,
+    check_pairs,
+    check_sessions,
+)
 from simulation.oracle import check_streams
 from simulation.story import Story, stories_of
 from simulation.verdicts import check_end
@@ -13,6 +19,7 @@ def judge(world: World) -> None:
     check_life(world)
     check_sessions(world)
     check_pairs(world)
+    check_limits(world)
     for story in stories_of(world):
         try:
             check_streams(story)

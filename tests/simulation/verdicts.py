@@ -207,6 +207,8 @@ def _check_silence(story: Story, view: View, since: float) -> None:
     route, other = story.route, story.other(view)
     if not route.heartbeat or other is None or other.in_a_frame:
         return
+    if story.trace.held[other.side]:
+        return                                      # no ping fits into a frame that is held
     begin = max(since, story.trace.began)
     limit = begin + route.heartbeat + 2 * route.heartbeat_timeout + 1.0
     hold(story.ended <= limit + story.transit + 2 * route.close_timeout,

@@ -173,7 +173,7 @@ class WatchedEngine(MemoryEngine):
         self._factory = factory
         self.traces: list[Trace] = []
         self.made: set[Link] = set()   # links that came to be
-        self.ended: set[Link] = set()  # those whose Closed was delivered
+        self.ended: dict[Link, float] = {}   # those whose Closed was delivered, and when
         self.socks: dict[Link, Any] = {}
         self.on_event: Callable[[Event], None] = lambda _: None
 
@@ -203,7 +203,7 @@ class WatchedEngine(MemoryEngine):
         elif isinstance(event, Closed):
             hold(link in self.made, f"link {link} was never made: {event}")
             hold(event.fault is not Fault.OVERFLOW, f"link {link} overflowed")
-            self.ended.add(link)
+            self.ended[link] = event.at
         elif isinstance(event, RelayEnded):
             trace = next(one for one in self.traces if one.client == link)
             hold(trace.ended is None, "a relay ended twice")

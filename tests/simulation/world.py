@@ -115,8 +115,7 @@ class World:
         self.accepted: dict[str, Accepted] = {}      # by the session's number
         self.drain_at = self._draw_drain()
         self.kill_at = NEVER
-        self._routes_made: list[Route] = []
-        self._kinds: list[str] = []
+        self.short_until = 0.0                       # descriptors are short until then
         self.desk = self._desk()
         self.worker = SimWorker(
             self.network, self.engine, self.desk, cast(Report, self.notes), [self._bound()],
@@ -299,7 +298,8 @@ class World:
             network.at(self.kill_at, self._ring, dice.choice([signal.SIGINT, signal.SIGTERM]))
         if dice.random() < 0.1:
             network.at(dice.choice([0.0, 1.0]), self._run_out, dice.choice([3, 4, 5, 6]))
-            network.at(dice.choice([2.0, 6.0]), self._run_out, None)
+            self.short_until = dice.choice([2.0, 6.0])
+            network.at(self.short_until, self._run_out, None)
         if dice.random() < 0.1:
             for _ in range(dice.choice([1, 3])):
                 network.accept_errors.append(
