@@ -157,6 +157,8 @@ def written_size(octets: int) -> str:
 def written_duration(seconds: float) -> str:
     """A duration as a table has it, in the largest unit that fits."""
     milliseconds = round(seconds * 1000)
+    if milliseconds == 0:
+        return "0s"
     unit = max((u for u in UNITS_MS if milliseconds % UNITS_MS[u] == 0), key=lambda u: UNITS_MS[u])
     return f"{milliseconds // UNITS_MS[unit]}{unit}"
 

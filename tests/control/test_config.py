@@ -50,6 +50,15 @@ def test_examples_load_without_a_warning(file: Path) -> None:
     assert table.routes
 
 
+def test_a_drain_of_no_time_is_printed_as_it_may_be_written(tmp_path: Path) -> None:
+    """It is a time, and never off."""
+    text = HEAD + 'drain = "0s"\n[[route]]\nname = "a"\nupstream = "ws://x"\n'
+    table = config.load(written(tmp_path, text))
+    assert table.gateway.drain == 0
+    assert 'drain = "0s"\n' in config.render(table)
+    assert config.load(written(tmp_path, config.render(table))) == table
+
+
 def test_the_demo_is_what_the_readme_says() -> None:
     """The demo listens on loopback and has the echo and the page."""
     table = config.load(ROUTES / "demo.toml")
