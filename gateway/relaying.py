@@ -424,7 +424,7 @@ class Relay:
         if cause is Cause.SESSION_TIMEOUT:
             code = rules.session_code
         elif cause in (Cause.DRAIN, Cause.KILLED):
-            code, reason = rules.drain_code, rules.drain_reason or "gateway is going away"
+            code, reason = rules.drain_code, rules.drain_reason
         elif cause is Cause.POLICY:
             code = frames.POLICY_VIOLATION
         client, upstream = self.legs

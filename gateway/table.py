@@ -110,7 +110,7 @@ class Route:
     heartbeat: float = 30.0
     heartbeat_timeout: float = 20.0
     drain_code: int = 1001
-    drain_reason: str = ""
+    drain_reason: str = "gateway is going away"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

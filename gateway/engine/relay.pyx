@@ -864,7 +864,7 @@ cdef size_t reason_text(
             <unsigned long long>relay.detail_size, <unsigned long long>relay.detail_limit,
         )
         return strlen(into)
-    if reason == R_DRAIN and rules.drain_reason_size:
+    if reason == R_DRAIN:
         memcpy(into, rules.drain_reason, rules.drain_reason_size)
         return rules.drain_reason_size
     if reason == R_UPSTREAM_FAILED:
@@ -875,8 +875,6 @@ cdef size_t reason_text(
         text = b"idle timeout"
     elif reason == R_SESSION:
         text = b"session timeout"
-    elif reason == R_DRAIN:
-        text = b"gateway is going away"
     elif reason == R_POLICY:
         text = b"policy"
     memcpy(into, text, strlen(text))

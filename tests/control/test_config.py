@@ -59,6 +59,13 @@ def test_a_drain_of_no_time_is_printed_as_it_may_be_written(tmp_path: Path) -> N
     assert config.load(written(tmp_path, config.render(table))) == table
 
 
+def test_the_reason_of_a_drain_is_the_one_that_is_printed(tmp_path: Path) -> None:
+    """By default there is one; an empty one is none."""
+    ws = 'upstream = "ws://x"\n'
+    assert one_route(tmp_path, ws).drain_reason == "gateway is going away"
+    assert one_route(tmp_path, ws + 'drain_reason = ""').drain_reason == ""
+
+
 def test_the_demo_is_what_the_readme_says() -> None:
     """The demo listens on loopback and has the echo and the page."""
     table = config.load(ROUTES / "demo.toml")

@@ -48,7 +48,7 @@ in force:
   heartbeat = "30s"
   heartbeat_timeout = "20s"
   drain_code = 1001
-  drain_reason = ""
+  drain_reason = "gateway is going away"
 
 other routes:
   "chat-lobby" (services.toml, [[route]] 2): the path does not match: it wants /rooms/lobby/*

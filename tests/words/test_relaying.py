@@ -334,6 +334,14 @@ def test_drain_tells_both_sides() -> None:
     assert (line.relay.cause, line.relay.side) == (Cause.DRAIN, None)
 
 
+def test_a_drain_without_a_reason_has_a_code_alone() -> None:
+    line = Line(drain_reason="")
+    line.relay.end(Cause.DRAIN, line.now)
+    line.pump()
+
+    assert line.sent(C) == [(frames.CLOSE, (1001).to_bytes(2, "big"))]
+
+
 def test_killed_cuts_at_once_but_says_so_where_it_can() -> None:
     line = Line()
     line.receive(U, theirs(frames.BINARY, bytes(100))[:40])
