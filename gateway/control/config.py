@@ -179,6 +179,15 @@ class _Draft:
             self._mistakes.add(place, quoted(str(address)), "each address once",
                              f"{other.text} has it already; remove one of them")
             return
+        for one, where in self._addresses.items():
+            wide = _overlap(one, address)
+            if where is not place and wide is not None:
+                family = "IPv6" if ":" in wide.host else "IPv4"
+                self._mistakes.add(place, quoted(str(address)),
+                                   f"an address beside {quoted(str(one))} of {where.text}",
+                                   f"{quoted(str(wide))} is every {family} address of the machine "
+                                   "already; remove one of them, or choose another port")
+                return
         self._listeners.append(Listener(**(values | {"address": address})))
 
     def _read_upstream(self, key: str, written: object, document: _Document) -> None:
@@ -310,6 +319,14 @@ def _os_words(error: OSError) -> str:
 def _toml_words(error: tomli.TOMLDecodeError) -> str:
     words = error.msg.strip().rstrip(".")
     return words[:1].lower() + words[1:]
+
+
+def _overlap(one: Address, other: Address) -> Address | None:
+    """The one of two addresses that has the other in it: the second could never be bound. The
+    families do not overlap, since an IPv6 socket is IPv6 only."""
+    if not one.port or one.port != other.port or (":" in one.host) != (":" in other.host):
+        return None
+    return next((each for each in (one, other) if each.host in ("0.0.0.0", "::")), None)
 
 
 def _tables(value: object) -> list[dict[str, object]]:

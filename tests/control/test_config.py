@@ -66,6 +66,18 @@ def test_the_reason_of_a_drain_is_the_one_that_is_printed(tmp_path: Path) -> Non
     assert one_route(tmp_path, ws + 'drain_reason = ""').drain_reason == ""
 
 
+def test_addresses_that_do_not_overlap(tmp_path: Path) -> None:
+    """Other ports, port 0 (a new one each time), and the other family's are apart."""
+    text = """
+[gateway]
+listen = ["0.0.0.0:80", "[::]:80", "127.0.0.1:81", "[::1]:82", "0.0.0.0:0", "127.0.0.1:0"]
+[[route]]
+name = "a"
+upstream = "ws://x"
+"""
+    assert len(config.load(written(tmp_path, text)).listeners) == 6
+
+
 def test_the_demo_is_what_the_readme_says() -> None:
     """The demo listens on loopback and has the echo and the page."""
     table = config.load(ROUTES / "demo.toml")
