@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from gateway.engine.compiled import CompiledRelay
 
 from gateway import frames
+from gateway.engine.compiled import CompiledRelay
 from gateway.events import Cause, RelayRules, Side
 from gateway.leg import Fate
 from gateway.relaying import Relay
