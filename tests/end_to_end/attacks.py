@@ -330,6 +330,9 @@ def _framing() -> Iterator[Attack]:
         yield Attack(f"upgrade with {name}", with_line(lines), (status,))
     yield Attack("chunked in HTTP/1.0", request(b"GET /ws HTTP/1.0", b"Transfer-Encoding: chunked"),
                  (400,))
+
+
+def _bodies() -> Iterator[Attack]:
     smuggled = plain(b"GET /ws HTTP/1.1", b"Content-Length: 6", b"Transfer-Encoding: chunked",
                      body=b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n")
     yield Attack("smuggling by length and encoding", smuggled, (400,))
@@ -502,6 +505,7 @@ ATTACKS = [
     *_hosts(),
     *_fields(),
     *_framing(),
+    *_bodies(),
     *_upgrades(),
     *_behind(),
     *_slow(),
