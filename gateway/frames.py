@@ -31,7 +31,6 @@ RSV1: Final = 0x40
 MASKED: Final = 0x80
 
 CONTROL_MAX: Final = 125           # payload bytes of a control frame (RFC 6455 5.5)
-HEADER_MAX: Final = 14             # 2, and 8 of length, and 4 of mask
 
 NO_CODE: Final = 1005              # a Close without a code; never on the wire (RFC 6455 7.4.1)
 NORMAL: Final = 1000

@@ -98,14 +98,6 @@ class Limits:
         _count_down(self._routes, route_name)
         _count_down(self._clients, (route_name, _client_key(client)))
 
-    def on_route(self, route_name: str) -> int:
-        """Live sessions on this route."""
-        return self._routes.get(route_name, 0)
-
-    def of_client(self, route_name: str, client: Address) -> int:
-        """Live sessions of this client, or of its /64, on this route."""
-        return self._clients.get((route_name, _client_key(client)), 0)
-
     @property
     def entries(self) -> int:
         """How many counts are kept; zero when nobody is there."""
