@@ -3,6 +3,10 @@
 One entry for each key: its reader. What is not in here is unknown, and refused with the nearest key
 that is; keys of the plan that are not built are unknown too, and the message says so. Defaults are
 not in here but in `gateway/table.py`: a key that is absent leaves the field as it is there.
+
+The readers are written here and not left to a library of schemas (msgspec was tried): an operator
+is told all mistakes of a table at once, each with its place, what was found, what was expected and
+the remedy. msgspec stops at the first one, and its error no longer has the value that was found.
 """
 
 import difflib

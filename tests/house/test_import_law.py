@@ -73,7 +73,7 @@ LAW = (
         "control",
         files=("__main__", "control"),
         layers=("words", "policy", "protocol", "engine", "control"),
-        packages=frozenset({"click", "msgspec", "tomli", "uvloop"}),
+        packages=frozenset({"click", "tomli", "uvloop"}),
         never=frozenset({"logging"}),  # report.py is the one writer
     ),
 )
