@@ -82,9 +82,13 @@ class Asking(Life):
         endpoint.ended()
         self.endpoint = None
         self.order(events.ClearTimer("connect"))
-        if fault in (Fault.NO_DESCRIPTORS, Fault.NO_MEMORY, Fault.NO_ADDRESS):
+        if fault in (Fault.NO_DESCRIPTORS, Fault.NO_MEMORY):
             self.refuse(503, http1.SENTENCES[503], Blame.GATEWAY, (RETRY_AFTER,), detail)
             return
+        if fault is Fault.NO_ADDRESS:
+            # No port is left toward that address, or the machine has none of its family, as where
+            # "localhost" is ::1 too and IPv6 is off. Another endpoint may do.
+            status = 503
         endpoint.failed(self.now)
         self.connect_next((status, detail))
 

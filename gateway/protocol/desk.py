@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl
 
 from gateway.events import Address, RelayRules
 from gateway.limits import Limits
 from gateway.protocol.http1 import Request
-from gateway.routing import Match, RouteTable
+from gateway.routing import Match, RouteTable, normalise_path
 from gateway.table import Route, Table
 from gateway.upstreams import Pool
 
@@ -62,7 +61,8 @@ def hash_key(hash_on: str, match: Match, head: Request, client: Address) -> byte
     kind, _, name = hash_on.partition(":")
     value = ""
     if kind == "path":
-        value = match.captures.get(name, "")
+        # As it is compared: /h/c and /h/%63 are one room.
+        value = normalise_path("/" + match.captures.get(name, ""))[0]
     elif kind == "query":
         found = dict(reversed(parse_qsl(head.query, keep_blank_values=True, encoding="latin-1")))
         value = found.get(name, "")
@@ -74,12 +74,15 @@ def hash_key(hash_on: str, match: Match, head: Request, client: Address) -> byte
 
 
 def _cookie(head: Request, name: str) -> str:
-    """The first cookie of this name (RFC 6265 4.2), or "". A malformed field has none."""
-    for line in head.get_all(b"cookie"):
-        try:
-            cookies = SimpleCookie(line.decode("latin-1"))
-        except CookieError:
-            continue
-        if name in cookies:
-            return cookies[name].value
+    """The first cookie of this name, or "".
+
+    They are taken apart as RFC 6265 4.2.1 has them, and no more is asked of them: http.cookies
+    gives none at all where one of them, perhaps another application's, has a value like `{"a":1}`.
+    """
+    wanted = name.encode("ascii")
+    for field in head.get_all(b"cookie"):
+        for pair in field.split(b";"):
+            key, sign, value = pair.partition(b"=")
+            if sign and key.strip(b" \t") == wanted:
+                return value.strip(b" \t").decode("latin-1")
     return ""

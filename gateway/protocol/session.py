@@ -224,11 +224,12 @@ class Session(Asking):
     # --- Back-pressure and the end -----------------------------------------------------------
 
     def on_clogged_client(self, event: Event) -> None:
-        """The client does not take our answers: it may not ask for more of them."""
+        """The client does not take our answers: it may not ask for more of them. Where the route
+        has no write_timeout it is given no more time than between two requests."""
         self.clogged = True
         self.order(events.Hold(Side.CLIENT))
-        if self.write_time:
-            self.order(events.SetTimer("write", self.now + self.write_time))
+        seconds = self.write_time or self.listener.keepalive_timeout
+        self.order(events.SetTimer("write", self.now + seconds))
 
     def on_cleared_client(self, event: Event) -> None:
         """It took them: go on."""
@@ -283,9 +284,26 @@ class Session(Asking):
         """Both sides are told goodbye; `RelayEnded` follows."""
         self.order(events.End(Cause.DRAIN))
 
+    def on_kill_in_head(self) -> None:
+        """Whoever has begun a request is told; others lose nothing."""
+        if self.is_busy:
+            self.on_kill_unanswered()
+        else:
+            self.close("")
+
+    def on_kill_unanswered(self) -> None:
+        """The client is told, but its end is not waited for."""
+        self.on_drain_unanswered()
+        if self.state is State.LINGERING:
+            self.close("")
+
+    def on_kill_answered(self) -> None:
+        """The answer is out: content that nobody wants is not waited for."""
+        self.close("")
+
     def on_kill(self) -> None:
         """What is under way must not look whole."""
-        self.abort("cut by the end of the drain", Blame.GATEWAY)
+        self.abort("cut: the gateway ends", Blame.GATEWAY)
 
     def on_kill_in_relay(self) -> None:
         """As above, but with a farewell where a frame boundary allows."""
@@ -391,10 +409,10 @@ ON_DRAIN: Mapping[State, Way] = {
     RELAYING: _way(Session.on_drain_in_relay, RELAYING),
 }
 ON_KILL: Mapping[State, Way] = {
-    HEAD: _way(Session.on_kill, CLOSING),
-    EXCHANGE: _way(Session.on_kill, CLOSING),
-    CONNECTING: _way(Session.on_kill, CLOSING),
-    ASKING: _way(Session.on_kill, CLOSING),
+    HEAD: _way(Session.on_kill_in_head, CLOSING),
+    EXCHANGE: _way(Session.on_kill_answered, CLOSING),
+    CONNECTING: _way(Session.on_kill_unanswered, CLOSING),
+    ASKING: _way(Session.on_kill_unanswered, CLOSING),
     PASSING: _way(Session.on_kill, CLOSING),
     RELAYING: _way(Session.on_kill_in_relay, RELAYING),
     LINGERING: _way(Session.on_kill_lingering, CLOSING),

@@ -487,14 +487,16 @@ class Stage:
         listener: Listener = LISTENER,
         peer: Address = PEER,
         trusted: str = "",
+        hash_on: str = "",
         desk: Desk | None = None,
     ) -> Play:
         """A client that was accepted; its session has said its first commands.
 
         `route` changes the routes `chat` and `raw`; `endpoints` is how many their upstreams have;
-        `trusted` is a network of proxies that are believed; `desk` is another play's, to share it.
+        `trusted` is a network of proxies that are believed, `hash_on` what their choice goes by;
+        `desk` is another play's, to share it.
         """
-        play = Play(desk or make_desk(route or {}, endpoints, trusted), listener, peer)
+        play = Play(desk or make_desk(route or {}, endpoints, trusted, hash_on), listener, peer)
         self._plays.append(play)
         play.starts().says(
             events.Read(C), events.SetTimer("head", START + listener.head_timeout)
@@ -514,9 +516,12 @@ class Stage:
                 assert [one.name for one in pool.endpoints if one.active] == []
 
 
-def make_desk(route: dict[str, Any], endpoints: int, trusted: str = "") -> Desk:
+def make_desk(
+    route: dict[str, Any], endpoints: int, trusted: str = "", hash_on: str = ""
+) -> Desk:
     """Routes to the page (`/`), a `ws` service (`/chat`), a `tcp` one (`/raw`), the echo."""
     origins = (Origin(scheme="https", host="a.test", port=443),)
+    balance = {"balance": "hash", "hash_on": hash_on} if hash_on else {"balance": "round-robin"}
     routes = (
         Route(name="page", path="/", upstream="page"),
         Route(name="chat", path="/chat", upstream="app", **({"origins": origins} | route)),
@@ -525,7 +530,7 @@ def make_desk(route: dict[str, Any], endpoints: int, trusted: str = "") -> Desk:
     )
     upstreams = {
         "page": Upstream(name="page", scheme="builtin", builtin="page"),
-        "app": Upstream(name="app", scheme="ws", balance="round-robin"),
+        "app": Upstream(name="app", scheme="ws", **balance),
         "mud": Upstream(name="mud", scheme="tcp", balance="round-robin"),
         "echo": Upstream(name="echo", scheme="builtin", builtin="echo"),
     }

@@ -36,6 +36,7 @@ SHOWN_LAST = SHOWN.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")   # as
 POST = b"POST / HTTP/1.1"
 ONLY_READING = "This page is only for reading."
 REFUSED = refusal(b"405 Method Not Allowed", ONLY_READING, b"Allow: GET, HEAD", closes=False)
+GOING = refusal(b"503 Service Unavailable", "The gateway is going away.", b"Retry-After: 1")
 REFUSED_CLOSING = refusal(b"405 Method Not Allowed", ONLY_READING, b"Allow: GET, HEAD")
 
 
@@ -422,14 +423,16 @@ def test_a_client_that_is_slow_while_its_content_comes(begin: Stage) -> None:
     play.ends()
 
 
-def test_write_timeout_off_cuts_nobody(begin: Stage) -> None:
-    """What the operator says goes."""
+def test_write_timeout_off_is_for_relays(begin: Stage) -> None:
+    """A client with requests in hand that never reads has no other timer: it gets as long as
+    between two requests."""
     play = begin(route={"write_timeout": 0.0})
-    play.received(C, request(start=b"GET /chat HTTP/1.1")).says(
-        ClearTimer("head"), Send(C, hole()), hole(), SetTimer("idle", play.now + 60.0)
+    play.received(C, request(start=b"GET /chat HTTP/1.1") + b"GET").says(
+        ClearTimer("head"), Send(C, hole()), hole(), Hold(C), SetTimer("next", play.now)
     )
-    play.clogged().says(Hold(C))
-    play.timed_out("idle").says(Close(C))
+    play.clogged().says(Hold(C), SetTimer("write", play.now + 60.0))
+    play.timed_out("next").says_nothing()
+    play.timed_out("write").says(Reset(C))
     play.ends()
 
 
@@ -515,23 +518,27 @@ def test_a_drain_ends_an_exchange_behind_its_content(begin: Stage) -> None:
 
 
 def test_a_kill_cuts(begin: Stage) -> None:
-    """With requests in hand, in content, in a head; what was answered has its record already."""
+    """Who has begun a request is told; what was answered has its record already."""
     play = begin()
     pipeline(play, request())
-    play.is_killed().says(Reset(C))
+    play.is_killed().says(Send(C, GOING), ClearTimer("next"), *play.last_word(), Close(C))
     play.ends()
     play = begin()
     play.received(C, request(b"Content-Length: 3", start=POST)).says(
         ClearTimer("head"), Send(C, REFUSED), refused_record(play),
         SetTimer("head", play.now + 10.0),
     )
-    play.is_killed().says(Reset(C))
+    play.is_killed().says(Close(C))
     play.ends()
     play = begin()
     play.received(C, b"GET").says_nothing()
     play.is_killed().says(
-        play.record(blame=Blame.GATEWAY, detail="cut by the end of the drain", phase="head",
-                    phases=(("head", 0.0),)),
-        Reset(C),
+        Send(C, GOING),
+        play.record(status=503, blame=Blame.GATEWAY, detail="The gateway is going away.",
+                    phase="head", phases=(("head", 0.0),)),
+        ClearTimer("head"), *play.last_word(), Close(C),
     )
+    play.ends()
+    play = begin()
+    play.is_killed().says(play.record(phase="head", phases=(("head", 0.0),)), Close(C))
     play.ends()

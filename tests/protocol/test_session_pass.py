@@ -300,7 +300,7 @@ def test_a_kill_cuts_it(begin: Stage) -> None:
     play = begin()
     passes(play)
     play.is_killed().says(
-        refused(play, blame=Blame.GATEWAY, detail="cut by the end of the drain"),
+        refused(play, blame=Blame.GATEWAY, detail="cut: the gateway ends"),
         Reset(U), Reset(C),
     )
     play.ends()

@@ -177,7 +177,7 @@ def test_a_rest_doubles_and_ends_with_success(begin: Stage) -> None:
     play.lost(C).says(hole(), Reset(U))
 
 
-@pytest.mark.parametrize("fault", [Fault.NO_DESCRIPTORS, Fault.NO_MEMORY, Fault.NO_ADDRESS])
+@pytest.mark.parametrize("fault", [Fault.NO_DESCRIPTORS, Fault.NO_MEMORY])
 def test_what_we_lack_is_no_fault_of_the_endpoint(begin: Stage, fault: Fault) -> None:
     """503 at once: another endpoint would not help, and none is blamed or rests."""
     play = begin(endpoints=2)
@@ -187,6 +187,22 @@ def test_what_we_lack_is_no_fault_of_the_endpoint(begin: Stage, fault: Fault) ->
         *failed(play, 503, f"connect: {fault.value}", ("connect", 0.0), blame=Blame.GATEWAY),
     )
     assert [one.rest for one in pool(play)] == [0.0, 0.0]
+    play.leaves()
+
+
+def test_an_address_that_this_machine_cannot_reach_is_passed_over(begin: Stage) -> None:
+    """"localhost" is ::1 as well, also where IPv6 is off: the other address serves."""
+    play = begin(endpoints=2)
+    connect(play)
+    play.connect_failed(Fault.NO_ADDRESS).says(
+        ClearTimer("connect"), Connect(pool(play)[1].address),
+        SetTimer("connect", play.now + 2.0),
+    )
+    assert [one.rest for one in pool(play)] == [1.0, 0.0]
+    play.connect_failed(Fault.NO_ADDRESS).says(
+        ClearTimer("connect"),
+        *failed(play, 503, "connect: no free address", ("connect", 0.0), number=2),
+    )
     play.leaves()
 
 
@@ -469,18 +485,19 @@ def test_a_drain_refuses_what_is_not_answered(begin: Stage, phase: str) -> None:
 
 
 @pytest.mark.parametrize("phase", ["connect", "ask"])
-def test_a_kill_cuts_both_sides(begin: Stage, phase: str) -> None:
-    """What was under way must not look whole."""
+def test_a_kill_tells_and_cuts(begin: Stage, phase: str) -> None:
+    """Nothing has been promised; the client is told, and its end is not waited for."""
     play = begin()
     connect(play) if phase == "connect" else ask(play)
     assert play.session.is_busy
     phases = (("head", 0.0), ("connect", 0.0), ("ask", 0.0))[: 2 if phase == "connect" else 3]
+    timer = "connect" if phase == "connect" else "answer"
+    record = play.record(
+        **ROUTED, endpoint="10.0.0.1:9000", status=503, blame=Blame.GATEWAY,
+        detail="The gateway is going away.", phase=phase, phases=phases,
+    )
     play.is_killed().says(
-        play.record(
-            **ROUTED, endpoint="10.0.0.1:9000", blame=Blame.GATEWAY,
-            detail="cut by the end of the drain", phase=phase, phases=phases,
-        ),
-        Reset(U), Reset(C),
+        Reset(U), Send(C, GOING), record, ClearTimer(timer), *play.last_word(), Close(C)
     )
     assert play.state is State.CLOSING
     play.ends()
