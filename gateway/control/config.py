@@ -120,7 +120,7 @@ class _Draft:
     def _check_top(self, key: str, value: object, document: _Document) -> None:
         place = document.place.key(key)
         if key not in _TOP:
-            remedy = home_of(key) or self._mistakes.nearest(key, _TOP)
+            remedy = home_of(key) or self._mistakes.nearest(key, _TOP) or "remove it"
             found = "an unknown table" if isinstance(value, dict) else "an unknown key"
             self._mistakes.add(place, found, "gateway, listener, defaults, route, upstream", remedy)
             return
@@ -199,7 +199,8 @@ class _Draft:
         if not isinstance(written, dict):
             known = key in UPSTREAM.keys
             self._mistakes.add(place, described(written), "a table under [upstream.NAME]",
-                             "give the upstream a name: [upstream.NAME]" if known else "")
+                             "give the upstream a name: [upstream.NAME]" if known else
+                               f"write the heading [upstream.{shown_key(key)}]")
             return
         other = self._upstream_places.setdefault(key, place)
         if other is not place:
@@ -274,7 +275,8 @@ def _read_files(path: Path, mistakes: Mistakes) -> list[_Document]:
         else:
             files = [path]
     except OSError as error:
-        mistakes.add(Place(0, str(path)), _os_words(error), "a folder that can be read")
+        mistakes.add(Place(0, str(path)), _os_words(error), "a folder that can be read",
+                     "check its name and its permissions")
         return []
     if not files:
         mistakes.add(Place(0, str(path)), "no file whose name ends in .toml",

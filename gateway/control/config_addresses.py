@@ -59,7 +59,8 @@ def in_folder(file: str, folder: Path) -> str:
 def listen_address(value: object, place: str) -> Address:
     """Where to listen: an IP literal and port, or a Unix socket. Port 0 is any free one."""
     if isinstance(value, int) and not isinstance(value, bool):
-        remedy = f'write "0.0.0.0:{value}"' if 0 <= value <= 65535 else ""
+        remedy = f'write "0.0.0.0:{value}"' if 0 <= value <= 65535 else (
+            "write an IP address and a port, in quotes")
         raise TableError(place, described(value), _LISTEN, remedy)
     text = string(value, place, _LISTEN)
     if text.startswith("unix:"):
@@ -110,7 +111,8 @@ def upstream_url(value: object, place: str) -> Url:
     _refuse_user(text, place)
     family, _, transport = scheme.partition("+")
     if family in NOT_BUILT and transport in ("", "unix"):
-        raise TableError(place, quoted(text), _URL, f'the scheme "{scheme}" is not built yet')
+        raise TableError(place, quoted(text), _URL,
+                         f'the scheme "{scheme}" is not built yet: use ws or tcp')
     if not colon or family not in SCHEMES or transport not in ("", "unix"):
         plain = _HOST_AND_PORT.fullmatch(text)
         remedy = f"write {quoted('ws://' + text)}" if plain else "begin with ws:, tcp: or builtin:"
@@ -275,8 +277,11 @@ def _authority(
 
 def _port(port: str, text: str, place: str, *, low: int) -> int:
     if _PORT.fullmatch(port) is None or not low <= int(port) <= 65535:
+        remedy = "name the one where the service listens"
+        if low == 0:
+            remedy = "choose another port; 0 is any that is free"
         raise TableError(place, f"port {quoted(port)} in {quoted(text)}",
-                         f"a port from {low} to 65535")
+                         f"a port from {low} to 65535", remedy)
     return int(port)
 
 

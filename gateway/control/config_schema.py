@@ -55,8 +55,9 @@ class Mistakes:
     def __len__(self) -> int:
         return len(self._errors)
 
-    def add(self, place: Place, found: str, expected: str, remedy: str = "") -> None:
-        """One more mistake."""
+    def add(self, place: Place, found: str, expected: str, remedy: str) -> None:
+        """One more mistake. What to do about it is always said."""
+        assert remedy
         self._errors.append((place.file, TableError(place.text, found, expected, remedy)))
 
     def take(self, place: Place, error: TableError | TableErrors) -> None:
@@ -129,7 +130,9 @@ def _endpoint(value: object, place: str) -> Endpoint:
         return Endpoint(addresses.upstream_url(value, place))
     expected = 'a URL, or a table such as { url = "ws://10.0.0.1:9000", weight = 2 }'
     if not isinstance(value, dict):
-        raise TableError(place, described(value), expected)
+        is_port = isinstance(value, int) and 0 < value <= 65535 and not isinstance(value, bool)
+        remedy = f'write "ws://HOST:{value}"' if is_port else "write the URL in quotes"
+        raise TableError(place, described(value), expected, remedy)
     mistakes = Mistakes()
     read = ENDPOINT.read(value, Place(0, place), mistakes)
     if "url" not in value:
@@ -172,7 +175,8 @@ def _hash_on(value: object, place: str) -> str:
         return text
     found = _HASH_ON.fullmatch(text)
     if found is None:
-        raise TableError(place, quoted(text), expected)
+        raise TableError(place, quoted(text), expected,
+                         'write "address" for the client\'s own, or say by what: "header:X-User"')
     kind, name = found.groups()
     if kind in ("header", "cookie"):
         values.field_name(name, place)
@@ -189,9 +193,9 @@ GATEWAY = Section(
         "listen": values.one_or_list(
             addresses.listen_address, 'an address such as "0.0.0.0:8080", or a list of them'
         ),
-        "engine": values.choice("auto", "io_uring", "uvloop"),
+        "engine": values.choice("auto", "io_uring", "uvloop", usual="auto"),
         "drain": values.duration(zero=True),
-        "log": values.choice("text", "json"),
+        "log": values.choice("text", "json", usual="text"),
         "log_query": values.boolean,
         "max_sessions": values.count(),
         "trusted_proxies": values.list_of(
@@ -244,7 +248,7 @@ ROUTE = Section(
         "subprotocols": values.list_of(
             values.token, 'a list of subprotocols such as ["mqtt"]', empty=True
         ),
-        "frames": values.choice("binary", "text"),
+        "frames": values.choice("binary", "text", usual="binary"),
         "max_message": values.size(1, 2**50, off=True),
         "max_frame": values.size(1, 2**50, off=True),
         "max_queue": values.size(4096, 2**30),
@@ -273,7 +277,9 @@ UPSTREAM = Section(
     "[upstream.NAME]",
     {
         "endpoints": values.list_of(_endpoint, 'a list of URLs such as ["ws://10.0.0.1:9000"]'),
-        "balance": values.choice("round-robin", "least-connections", "random-two", "hash"),
+        "balance": values.choice(
+            "round-robin", "least-connections", "random-two", "hash", usual="least-connections"
+        ),
         "hash_on": _hash_on,
     },
     frozenset({"resolve", "source_addresses", "tls"}),
@@ -285,4 +291,9 @@ _SECTIONS = (GATEWAY, LISTENER, ROUTE, DEFAULTS, UPSTREAM)
 def home_of(key: str) -> str:
     """A remedy for a key that is in the wrong table, or nothing where no table has it."""
     homes = [section.title for section in _SECTIONS if key in section.keys]
-    return f"it belongs under {' or '.join(homes)}" if homes else ""
+    if homes:
+        return f"it belongs under {' or '.join(homes)}"
+    planned = [section.title for section in _SECTIONS if key in section.not_built]
+    if planned:
+        return f"it belongs under {' or '.join(planned)}, and is not built yet: remove it"
+    return ""

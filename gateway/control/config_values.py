@@ -73,17 +73,16 @@ def boolean(value: object, place: str) -> bool:
     return value
 
 
-def choice(*options: str, not_built: tuple[str, ...] = ()) -> Reader[str]:
-    """One of these words. Those in `not_built` are refused as such."""
+def choice(*options: str, usual: str) -> Reader[str]:
+    """One of these words; `usual` is what holds without the key."""
     listed = ", ".join(f'"{option}"' for option in options[:-1]) + f' or "{options[-1]}"'
 
     def read(value: object, place: str) -> str:
         text = string(value, place, listed)
-        if text in not_built:
-            raise TableError(place, quoted(text), listed, f"{quoted(text)} is not built yet")
         if text not in options:
             near = difflib.get_close_matches(text[:64], options, 1)
-            remedy = f'did you mean "{near[0]}"?' if near else ""
+            remedy = f'did you mean "{near[0]}"?' if near else (
+                f'write one of these, or leave the key out, which is "{usual}"')
             raise TableError(place, quoted(text), listed, remedy)
         return text
 
@@ -173,9 +172,11 @@ def count(low: int = 1, high: int = COUNT_MAX, *, off: bool = False) -> Reader[i
         if not isinstance(value, int) or isinstance(value, bool):
             plain = isinstance(value, str) and value.isascii() and value.isdigit()
             raise TableError(place, described(value), expected,
-                             "write it without quotes" if plain else "")
+                             "write it without quotes" if plain else "write a plain number")
         if not low <= value <= high:
-            remedy = 'write "off"' if off and value == 0 else ""
+            remedy = f"write {high} or less" if value > high else f"write {low} or more"
+            if off:
+                remedy = 'write "off" where there is to be no limit'
             raise TableError(place, described(value), expected, remedy)
         return value
 
@@ -216,7 +217,7 @@ def name(value: object, place: str) -> str:
     expected = 'a name of at most 64 letters, digits, ".", "_" and "-"'
     text = string(value, place, expected)
     if _NAME.fullmatch(text) is None:
-        remedy = "" if text else "give it one"
+        remedy = "begin it with a letter or a digit" if text else "give it one"
         fitting = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64]
         raise TableError(place, quoted(text), expected, f'write "{fitting}"' if fitting else remedy)
     return text

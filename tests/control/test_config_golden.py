@@ -38,7 +38,7 @@ def test_there_are_many() -> None:
 
 
 def test_every_message_says_what_was_expected() -> None:
-    """Place, found and expected are in each line; the few without a remedy name the choices."""
+    """Place, found, expected and a remedy are in each line."""
     for table in CASES:
         with pytest.raises(TableErrors) as refused:
             load(table)
@@ -46,4 +46,5 @@ def test_every_message_says_what_was_expected() -> None:
             assert error.place, table
             assert error.found, table
             assert error.expected, table
+            assert error.remedy, str(error)
             assert str(error).isprintable(), table
