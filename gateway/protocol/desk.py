@@ -80,8 +80,8 @@ def _cookie(head: Request, name: str) -> str:
     gives none at all where one of them, perhaps another application's, has a value like `{"a":1}`.
     """
     wanted = name.encode("ascii")
-    for field in head.get_all(b"cookie"):
-        for pair in field.split(b";"):
+    for line in head.get_all(b"cookie"):
+        for pair in line.split(b";"):
             key, sign, value = pair.partition(b"=")
             if sign and key.strip(b" \t") == wanted:
                 return value.strip(b" \t").decode("latin-1")

@@ -521,7 +521,7 @@ def make_desk(
 ) -> Desk:
     """Routes to the page (`/`), a `ws` service (`/chat`), a `tcp` one (`/raw`), the echo."""
     origins = (Origin(scheme="https", host="a.test", port=443),)
-    balance = {"balance": "hash", "hash_on": hash_on} if hash_on else {"balance": "round-robin"}
+    balance = "hash" if hash_on else "round-robin"
     routes = (
         Route(name="page", path="/", upstream="page"),
         Route(name="chat", path="/chat", upstream="app", **({"origins": origins} | route)),
@@ -530,7 +530,7 @@ def make_desk(
     )
     upstreams = {
         "page": Upstream(name="page", scheme="builtin", builtin="page"),
-        "app": Upstream(name="app", scheme="ws", **balance),
+        "app": Upstream(name="app", scheme="ws", balance=balance, hash_on=hash_on),
         "mud": Upstream(name="mud", scheme="tcp", balance="round-robin"),
         "echo": Upstream(name="echo", scheme="builtin", builtin="echo"),
     }

@@ -206,6 +206,34 @@ def test_an_address_that_this_machine_cannot_reach_is_passed_over(begin: Stage) 
     play.leaves()
 
 
+def test_one_value_leads_to_one_endpoint(begin: Stage) -> None:
+    """Of four, with `balance = "hash"`; thirty values do not all lead to the same one, and what
+    failed is passed over."""
+    play = begin(endpoints=4, hash_on="cookie:sid")
+    found: list[list[Address]] = []
+    for _ in range(2):
+        found.append([])
+        for user in range(30):
+            one = begin(desk=play.desk)
+            one.received(C, upgrade(b"Cookie: sid=user-%d" % user)).says(
+                ClearTimer("head"), hole(), hole()
+            )
+            assert one.session.endpoint is not None
+            found[-1].append(one.session.endpoint.address)
+            one.lost(C).says(hole(), Reset(U))
+    assert found[0] == found[1]
+    assert len(set(found[0])) > 1
+    play.received(C, upgrade(b"Cookie: sid=user-0")).says(
+        ClearTimer("head"), Connect(found[0][0]), SetTimer("connect", play.now + 2.0)
+    )
+    second = hole()
+    play.connect_failed().says(
+        ClearTimer("connect"), Connect(second), SetTimer("connect", play.now + 2.0)
+    )
+    assert second.value != found[0][0]
+    play.lost(C).says(hole(), Reset(U))
+
+
 def test_an_upstream_without_endpoints_is_503(begin: Stage) -> None:
     """Its names did not resolve; nothing was tried, so no upstream is blamed."""
     play = begin(endpoints=0)
