@@ -102,11 +102,7 @@ class Session(Asking):
         reader = self.reader
         assert reader is not None
         if self.record is None:                  # the first byte of a further request
-            self.phases = []
-            self.phase_at = self.now
-            self.client = self.peer
-            self.linger_time, self.write_time = LINGER, WRITE
-            self.record = self.new_record(self.now)
+            self._begin_record()
             self.order(events.ClearTimer("idle"))
             self.order(events.SetTimer("head", self.now + self.listener.head_timeout))
         try:
@@ -117,6 +113,14 @@ class Session(Asking):
         if head is not None:
             self.order(events.ClearTimer("head"))
             self._judge(head)
+
+    def _begin_record(self) -> None:
+        """A further request on this connection: nothing of the one before it is its own."""
+        self.phases = []
+        self.phase_at = self.now
+        self.client = self.peer
+        self.linger_time, self.write_time = LINGER, WRITE
+        self.record = self.new_record(self.now)
 
     def on_head_finished(self, event: Event) -> None:
         """FIN before a whole head: nobody is left to answer, but for requests in hand."""
@@ -287,6 +291,8 @@ class Session(Asking):
     def on_kill_in_head(self) -> None:
         """Whoever has begun a request is told; others lose nothing."""
         if self.is_busy:
+            if self.record is None:              # requests in hand wait their turn
+                self._begin_record()
             self.on_kill_unanswered()
         else:
             self.close("")

@@ -521,7 +521,12 @@ def test_a_kill_cuts(begin: Stage) -> None:
     """Who has begun a request is told; what was answered has its record already."""
     play = begin()
     pipeline(play, request())
-    play.is_killed().says(Send(C, GOING), ClearTimer("next"), *play.last_word(), Close(C))
+    play.is_killed().says(
+        Send(C, GOING),
+        play.record(status=503, blame=Blame.GATEWAY, detail="The gateway is going away.",
+                    phase="head", phases=(("head", 0.0),)),
+        ClearTimer("next"), *play.last_word(), Close(C),
+    )
     play.ends()
     play = begin()
     play.received(C, request(b"Content-Length: 3", start=POST)).says(
