@@ -59,19 +59,22 @@ def serve(path: Path) -> int:
             )
         desk = _desk(table, max_sessions, report)
         worker = Worker(engine, desk, report, bound)
-        report.info(
-            "serving",
-            version=__version__,
-            engine=engine.name,
-            reason=reason,
-            relays=relays(),
-            listening=_shown(bound),
-            routes=len(table.routes),
-            max_sessions=max_sessions,
-            pid=os.getpid(),
-        )
-        report.flush()
-        code = worker.run()
+
+        def say_start() -> None:
+            report.info(
+                "serving",
+                version=__version__,
+                engine=engine.name,
+                reason=reason,
+                relays=relays(),
+                listening=_shown(bound),
+                routes=len(table.routes),
+                max_sessions=max_sessions,
+                pid=os.getpid(),
+            )
+            report.flush()
+
+        code = worker.run(say_start)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # we are leaving already
     return code

@@ -43,6 +43,7 @@ from gateway.table import Listener
 FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried again
 CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
 SAY_AGAIN = 10.0              # seconds between two warnings of one kind: trouble comes in floods
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_CUT = 4                  # exit code where a session had to be cut
 
 # Names of timers that are the worker's own. Sessions use words without a space.
@@ -157,14 +158,16 @@ class Worker:
 
     # --- Life -------------------------------------------------------------------------------
 
-    def run(self) -> int:
+    def run(self, say_start: Callable[[], None] = lambda: None) -> int:
         """Serve until SIGTERM or SIGINT. Returns the exit code: 0, or 4 if sessions were cut.
 
-        Must be called in the main thread, which is the one that gets signals.
+        Must be called in the main thread, which is the one that gets signals. `say_start` is
+        called once signals are heard: who reads the start line may send one at once.
         """
         self.start()
         try:
             with self._watch_signals():
+                say_start()
                 self._engine.run(self.deliver)
         finally:
             self._bell.close()
@@ -182,7 +185,7 @@ class Worker:
     @contextlib.contextmanager
     def _watch_signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT ring the bell, as long as this lasts."""
-        before = [(n, signal.signal(n, self._ring)) for n in (signal.SIGTERM, signal.SIGINT)]
+        before = [(number, signal.signal(number, self._ring)) for number in SIGNALS]
         try:
             yield
         finally:

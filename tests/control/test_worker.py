@@ -674,6 +674,20 @@ def test_signals_ring_the_bell_and_handlers_are_put_back() -> None:
     stage.close()
 
 
+def test_the_start_is_said_once_signals_are_heard() -> None:
+    """Who waits for the start line may send a signal as soon as it is there."""
+    stage = Stage()
+    heard: list[bytes] = []
+
+    def say_start() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        heard.append(stage.engine.adopted.recv(10))
+
+    assert stage.worker.run(say_start) == 0
+    assert heard == [bytes([signal.SIGTERM])]
+    stage.close()
+
+
 def test_the_exit_code_tells_of_cut_sessions() -> None:
     stage = Stage()
 
