@@ -37,6 +37,9 @@ def serve(path: Path) -> int:
 
     Raises `TableErrors`, `EngineRefused` or `ListenError` before anything is served.
     """
+    # Until the worker hears it, too: other servers read their configuration again at it, and
+    # nobody who sends it for that means to end us.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     table, warnings = config.check(path)
     engine, reason = choose(table.gateway.engine)
     descriptors = raise_descriptor_limit()

@@ -43,7 +43,7 @@ from gateway.table import Listener
 FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried again
 CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
 SAY_AGAIN = 10.0              # seconds between two warnings of one kind: trouble comes in floods
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 EXIT_CUT = 4                  # exit code where a session had to be cut
 
 # Names of timers that are the worker's own. Sessions use words without a space.
@@ -184,7 +184,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _watch_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ring the bell, as long as this lasts."""
+        """SIGTERM, SIGINT and SIGHUP ring the bell, as long as this lasts."""
         before = [(number, signal.signal(number, self._ring)) for number in SIGNALS]
         try:
             yield
@@ -360,7 +360,12 @@ class Worker:
         """Of the bell's link: signals, and the worker's own timers."""
         if isinstance(event, events.Received):
             for number in event.data:
-                if number == signal.SIGTERM and not self._ending:
+                if number == signal.SIGHUP:
+                    self._warn_rarely(
+                        event.at,
+                        "SIGHUP is ignored: the table is read at start alone; restart to read it",
+                    )
+                elif number == signal.SIGTERM and not self._ending:
                     self._drain(event.at)
                 else:
                     self._kill(event.at, signal.Signals(number).name)

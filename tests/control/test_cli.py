@@ -271,6 +271,17 @@ def test_a_signal_before_serving_ends_it_with_0(tmp_path: Path, number: int) -> 
     assert (process.returncode, err) == (0, "")
 
 
+def test_sighup_does_not_end_it(table: Path) -> None:
+    with started(table) as (process, _):
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr
+        assert "warning SIGHUP is ignored" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+        assert "ended accepted=0" in err
+
+
 def test_it_may_be_started_without_standard_descriptors(table: Path) -> None:
     """No socket of a client may become descriptor 1."""
     code = f"exec {shlex.quote(sys.executable)} -m gateway check {table} <&- >&- 2>&-"

@@ -623,6 +623,19 @@ def test_sigint_or_a_second_sigterm_kills(stage: Stage, signals: list[int]) -> N
     assert stage.signalled(signal.SIGINT) == [], "once is enough"
 
 
+def test_sighup_ends_nothing_and_says_what_to_do(stage: Stage) -> None:
+    """It is what other servers read their configuration again at."""
+    _, session = stage.accept()
+    assert stage.signalled(signal.SIGHUP) == []
+    assert stage.signalled(signal.SIGHUP) == []
+    assert not stage.desk.draining
+    assert not hasattr(session, "killed")
+    lines = stage.said().splitlines()
+    assert len(lines) == 1
+    assert "warning SIGHUP is ignored: the table is read at start alone; restart" in lines[0]
+    assert stage.signalled(signal.SIGTERM) != [], "and others are heard as ever"
+
+
 def test_who_comes_while_draining_is_drained_too(stage: Stage) -> None:
     """It was accepted in the same batch as the signal."""
     stage.accept()
@@ -663,13 +676,14 @@ def test_signals_ring_the_bell_and_handlers_are_put_back() -> None:
 
     def drive(deliver: Deliver) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGINT)
         rung.append(stage.engine.adopted.recv(10))
 
     stage.engine.deliver_when_run = drive
     assert threading.current_thread() is threading.main_thread()
     assert stage.worker.run() == 0
-    assert rung == [bytes([signal.SIGTERM, signal.SIGINT])]
+    assert rung == [bytes([signal.SIGTERM, signal.SIGHUP, signal.SIGINT])]
     assert signal.getsignal(signal.SIGTERM) is before
     stage.close()
 
