@@ -30,6 +30,7 @@ from gateway.upstreams import Pool
 # Descriptors that no session counts on: the log, the engine, listeners, and connections that are
 # still sending their head or are being refused.
 SPARE_DESCRIPTORS = 512
+FEW_SESSIONS = 100            # fewer by default are an accident of some ulimit: nobody wants that
 
 
 def serve(path: Path) -> int:
@@ -53,13 +54,7 @@ def serve(path: Path) -> int:
             at_end.callback(each.remove_file)
         for warning in warnings:
             report.warning(warning)
-        if 2 * max_sessions + SPARE_DESCRIPTORS > descriptors and table.gateway.max_sessions:
-            report.warning(
-                "max_sessions is more than the descriptors suffice for; raise the limit (ulimit "
-                "-n) or lower it",
-                max_sessions=max_sessions, descriptors=descriptors,
-                suffice_for=default_max_sessions(descriptors),
-            )
+        _warn_of_descriptors(table.gateway.max_sessions, descriptors, report)
         desk = _desk(table, max_sessions, report)
         worker = Worker(engine, desk, report, bound)
 
@@ -81,6 +76,23 @@ def serve(path: Path) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # we are leaving already
     return code
+
+
+def _warn_of_descriptors(wanted: int, descriptors: int, report: Report) -> None:
+    """Say where the limit on descriptors is too low for what the table wants, or for anybody."""
+    suffice_for = default_max_sessions(descriptors)
+    if wanted and 2 * wanted + SPARE_DESCRIPTORS > descriptors:
+        report.warning(
+            "max_sessions is more than the descriptors suffice for; raise the limit (ulimit "
+            "-n) or lower it",
+            max_sessions=wanted, descriptors=descriptors, suffice_for=suffice_for,
+        )
+    elif not wanted and suffice_for < FEW_SESSIONS:
+        report.warning(
+            "the descriptors suffice for few sessions; raise the hard limit (ulimit -Hn, or "
+            "LimitNOFILE= of systemd)",
+            max_sessions=suffice_for, descriptors=descriptors,
+        )
 
 
 def default_max_sessions(descriptors: int) -> int:

@@ -312,15 +312,33 @@ def test_the_descriptor_limit_is_raised() -> None:
     assert done.stdout == f"{hard} {hard}\n"
 
 
-def test_more_sessions_than_descriptors_is_warned_about(table: Path) -> None:
-    table.write_text(table.read_text().replace("[gateway]\n", "[gateway]\nmax_sessions = 10000\n"))
-    limited = ["sh", "-c", 'ulimit -n 1000; exec "$@"', "sh", *COMMAND, "--routes", str(table)]
+@pytest.mark.parametrize(
+    ("limit", "keys", "words"),
+    [
+        (1000, "max_sessions = 10000",
+         ["max_sessions is more than the descriptors suffice for",
+          "max_sessions=10000 descriptors=1000 suffice_for=244"]),
+        (600, "",
+         ["the descriptors suffice for few sessions; raise the hard limit (ulimit -Hn",
+          "max_sessions=44 descriptors=600"]),
+        (600, "max_sessions = 44", []),
+        (800, "", []),
+    ],
+)
+def test_too_few_descriptors_are_warned_about(
+    table: Path, limit: int, keys: str, words: list[str]
+) -> None:
+    """For what the table wants; or, where it says nothing, for what anybody would want."""
+    table.write_text(table.read_text().replace("[gateway]\n", f"[gateway]\n{keys}\n"))
+    limited = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *COMMAND, "--routes", str(table)]
     process = subprocess.Popen(limited, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     line = process.stderr.readline()
-    assert "max_sessions is more than the descriptors suffice for" in line
-    assert "max_sessions=10000 descriptors=1000 suffice_for=244" in line
-    assert "serving" in process.stderr.readline()
+    if words:
+        assert "warning " in line
+        assert all(word in line for word in words), line
+        line = process.stderr.readline()
+    assert "serving" in line
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
