@@ -527,6 +527,7 @@ def test_a_kill_cuts(begin: Stage) -> None:
                     phase="head", phases=(("head", 0.0),)),
         ClearTimer("next"), *play.last_word(), Close(C),
     )
+    assert play.session.rest == b""
     play.ends()
     play = begin()
     play.received(C, request(b"Content-Length: 3", start=POST)).says(
