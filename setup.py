@@ -16,7 +16,7 @@ DEBUG = os.environ.get("GATEWAY_DEBUG", "")          # "1": checks; "asan": with
 FLAGS = ["-O3", "-fno-strict-aliasing", "-Wno-unused-function", "-Wno-sign-compare"]
 LINK: list[str] = []
 if DEBUG:
-    FLAGS = ["-O1", "-g", "-fno-strict-aliasing", "-fno-omit-frame-pointer"]
+    FLAGS = ["-O1", "-g", "-DGATEWAY_DEBUG=1", "-fno-omit-frame-pointer", *FLAGS[1:]]
 if DEBUG == "asan":
     FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     LINK += ["-fsanitize=address,undefined"]
@@ -62,7 +62,7 @@ class BuildWhatCanBe(build_ext):
             raise CompileError(str(error)) from error
 
 
-NAMES = ("relay", "relay_report", "compiled", "pipes", "relay_loop", "epoll_relays")
+NAMES = ("ledger", "relay", "relay_report", "compiled", "pipes", "relay_loop", "epoll_relays")
 
 WANTED = [part(name) for name in NAMES]
 if LIBURING := liburing():

@@ -41,7 +41,7 @@ class Part:
 
 RELAY = Part(
     "relay",
-    ("relay", "relay_report", "pipes", "relay_loop", "epoll_relays"),
+    ("ledger", "relay", "relay_report", "pipes", "relay_loop", "epoll_relays"),
     COMPILER,
     "relays run in Python: the same rules, slower, and nothing is spliced",
 )

@@ -21,3 +21,4 @@ cdef class Pipes:
     cdef int take(self) noexcept nogil
     cdef void give_back(self, int index) noexcept nogil
     cdef bint _make(self, Pipe *pipe) noexcept nogil
+    cdef void _unmake(self, Pipe *pipe) noexcept nogil

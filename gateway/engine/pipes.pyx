@@ -16,6 +16,7 @@ from gateway.engine.linux cimport (
     fcntl,
     pipe2,
 )
+from gateway.engine.ledger cimport L_PIPES, L_PIPES_LENT, count_freed, count_made
 
 cdef enum:
     SIZE = 256 * 1024
@@ -33,8 +34,7 @@ cdef class Pipes:
         cdef int i
         for i in range(self._made):
             if self.pipes[i].out_fd >= 0:
-                close_fd(self.pipes[i].out_fd)
-                close_fd(self.pipes[i].in_fd)
+                self._unmake(&self.pipes[i])
         self._made = self._free_count = 0
 
     cdef int take(self) noexcept nogil:
@@ -43,6 +43,7 @@ cdef class Pipes:
         if self._free_count:
             self._free_count -= 1
             self.in_use += 1
+            count_made(L_PIPES_LENT)
             return self._free[self._free_count]
         if self._made >= self._max:
             return NO_PIPE
@@ -52,15 +53,16 @@ cdef class Pipes:
             return NO_PIPE
         self._made += 1
         self.in_use += 1
+        count_made(L_PIPES_LENT)
         return index
 
     cdef void give_back(self, int index) noexcept nogil:
         """Empty, it serves the next; else it is closed, and another takes its place."""
         cdef Pipe *pipe = &self.pipes[index]
         self.in_use -= 1
+        count_freed(L_PIPES_LENT)
         if pipe.held:
-            close_fd(pipe.out_fd)
-            close_fd(pipe.in_fd)
+            self._unmake(pipe)
             if not self._make(pipe):
                 pipe.out_fd = -1            # this place is never given out again
                 pipe.held = 0
@@ -76,8 +78,13 @@ cdef class Pipes:
         fcntl(fds[1], F_SETPIPE_SZ, SIZE)
         pipe.out_fd, pipe.in_fd = fds[0], fds[1]
         pipe.size = fcntl(fds[1], F_GETPIPE_SZ)
+        count_made(L_PIPES)
         if pipe.size >= SIZE:
             return True
-        close_fd(fds[0])
-        close_fd(fds[1])
+        self._unmake(pipe)
         return False
+
+    cdef void _unmake(self, Pipe *pipe) noexcept nogil:
+        close_fd(pipe.out_fd)
+        close_fd(pipe.in_fd)
+        count_freed(L_PIPES)

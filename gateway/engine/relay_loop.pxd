@@ -92,6 +92,7 @@ cdef class RelayLoop:
     cdef void _arm(self, uint32_t index) noexcept nogil
     cdef void _begin_output(self) noexcept nogil
     cdef void _begin_splice(self, Slot *slot, int side) noexcept nogil
+    cdef void _check(self, Slot *slot, int side) noexcept nogil
     cdef void _close_far(self, Slot *slot, int side, bint abort) noexcept nogil
     cdef void _drop_queue(self, Far *far) noexcept nogil
     cdef void _feed(self, Slot *slot, int side, const uint8_t *data, size_t size) noexcept nogil

@@ -85,6 +85,7 @@ from gateway.engine.linux cimport (
     splice,
     timespec,
 )
+from gateway.engine.ledger cimport *
 from gateway.engine.pipes cimport NO_PIPE, PIPES_MAX, Pipe, Pipes
 
 from gateway.engine.relay_report import FAULTS
@@ -133,7 +134,7 @@ cdef class RelayLoop:
 
     def close(self):
         """Give back what is shared. No relay runs any more."""
-        assert not self.live
+        assert not (self.live or self.queues or self.tails or self._heap_size)
         self.pipes.close()
 
     def stats(self):
@@ -221,7 +222,9 @@ cdef class RelayLoop:
         self.now = clock()
         relay_init(&slot.relay, &self._rules[rules], rules, self.now)
         self.live += 1
+        count_made(L_RELAYS)
         for side in range(2):
+            count_made(L_DESCRIPTORS)
             slot.far[side].pipe = NO_PIPE
             slot.far[side].mask = UNWATCHED
             if len(queued[side]):
@@ -455,11 +458,13 @@ cdef class RelayLoop:
                     self._lose(slot, side, ENOMEM)
                     return
                 self.tails += 1
+                count_made(L_TAILS)
             memcpy(far.tail, data, size)
         elif far.tail != NULL:
             free(far.tail)
             far.tail = NULL
             self.tails -= 1
+            count_freed(L_TAILS)
         far.tail_size = <uint8_t>size
 
     cdef void _finish_side(self, Slot *slot, int side) noexcept nogil:
@@ -656,6 +661,7 @@ cdef class RelayLoop:
         cdef uint8_t *queue
         if far.queue == NULL:
             self.queues += 1
+            count_made(L_QUEUES)
         if far.queue_end + size > far.queue_room:
             if held + size <= far.queue_room:
                 memmove(far.queue, far.queue + far.queue_start, held)
@@ -667,6 +673,7 @@ cdef class RelayLoop:
                 if queue == NULL:
                     if far.queue == NULL:
                         self.queues -= 1
+                        count_freed(L_QUEUES)
                     far.fault = <uint8_t>(1 + self._fault_index(ENOMEM))
                     return
                 if held:
@@ -716,6 +723,7 @@ cdef class RelayLoop:
             free(far.queue)
             far.queue = NULL
             self.queues -= 1
+            count_freed(L_QUEUES)
         far.queue_room = far.queue_start = far.queue_end = far.before = far.ahead = 0
 
     # --- Ends ----------------------------------------------------------------------------------
@@ -753,6 +761,7 @@ cdef class RelayLoop:
                 now.l_onoff, now.l_linger = 1, 0
                 setsockopt(far.fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
             close_fd(far.fd)
+            count_freed(L_DESCRIPTORS)
             far.fd = -1
         self._drop_queue(far)
         self._keep_tail(slot, side, NULL, 0)
@@ -773,8 +782,25 @@ cdef class RelayLoop:
             self._finish(index)
             return
         for side in range(2):
+            if DEBUG:
+                self._check(slot, side)
             self._watch(index, side)
         self._arm(index)
+
+    cdef void _check(self, Slot *slot, int side) noexcept nogil:
+        """Laws of a side that was pumped; for a debug build."""
+        cdef Far *far = &slot.far[side]
+        cdef Leg *leg = &slot.relay.legs[side]
+        cdef int pipe = slot.far[1 - side].pipe
+        cdef size_t piped = self.pipes.pipes[pipe].held if pipe != NO_PIPE else 0
+        cdef size_t queued = far.queue_end - far.queue_start
+        if far.fd < 0 or leg.fate == RESET:
+            return
+        law(leg.queued + far.before == queued + piped, b"what is queued is counted")
+        law((far.queue != NULL) == (queued > 0), b"an empty queue is freed")
+        law(far.blocked or not (queued or piped), b"what waits for a side waits for its socket")
+        law(far.ahead <= queued, b"what goes ahead is in the queue")
+        law(far.tail_size == 0 or far.tail != NULL, b"a tail has its buffer")
 
     cdef bint _pump_leg(self, Slot *slot, int side) noexcept nogil:
         """Send and end as this leg asks; True if the rules were told something by it."""
@@ -837,6 +863,7 @@ cdef class RelayLoop:
     cdef void _free_slot(self, uint32_t index) noexcept nogil:
         cdef Slot *slot = self.slot(index)
         slot.used = 0
+        count_freed(L_RELAYS)
         slot.generation = (slot.generation + 1) & 0xFFFFFF
         slot.next_free = self._free
         self._free = index
@@ -880,6 +907,7 @@ cdef class RelayLoop:
             slot.heap_at = self._heap_size
             self._heap[self._heap_size] = index
             self._heap_size += 1
+            count_made(L_TIMERS)
         elif slot.armed_at <= deadline:
             return
         slot.armed_at = deadline
@@ -892,6 +920,7 @@ cdef class RelayLoop:
             return
         slot.heap_at = UNWATCHED
         self._heap_size -= 1
+        count_freed(L_TIMERS)
         if place == self._heap_size:
             return
         last = self._heap[self._heap_size]

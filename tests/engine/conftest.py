@@ -15,6 +15,18 @@ def libuv_is_warm() -> None:
     UvEngine().stop()
 
 
+@pytest.fixture(autouse=True)
+def created_equals_freed() -> Iterator[None]:
+    """What compiled parts make in a test, they free in it; counted in a debug build."""
+    try:
+        from gateway.engine import ledger  # noqa: PLC0415 - not there where nothing is compiled
+    except ImportError:
+        yield
+        return
+    yield
+    assert ledger.not_freed() == {}
+
+
 @pytest.fixture(params=list(RIGS))
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     """An engine and its far ends. After the test links, timers and queued bytes are zero, and no
