@@ -6,32 +6,51 @@
     gateway doctor              what this machine gives the gateway, and what is missing
 
 Exit codes: 0 all is well; 1 the table is refused, or `doctor` misses what it demands; 2 wrong
-usage; 3 an address cannot be bound; 4 sessions had to be cut; 5 the engine that the table demands
-cannot run.
+usage, or what was to be printed could not be written; 3 an address cannot be bound; 4 sessions had
+to be cut; 5 the engine that the table demands cannot run.
 
 What serving needs is imported only when something is served: signals are heard from the first
 line of `main` on, and loading takes longer than a container's patience may be.
 """
 
+import contextlib
+import errno
 import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from gateway import __version__
 from gateway.errors import GatewayError
 
-TABLE = click.Path(path_type=Path)
+EXIT_USAGE = 2
+
+# What writing to standard output fails with: no reader, or no room.
+_UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+class _TablePath(click.Path):
+    """A file or folder by its name. `Path("")` would be the folder where we happen to be."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        if value == "":
+            self.fail("the name is empty; name a file, or a folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+TABLE = _TablePath(path_type=Path)
 HELP = {"help_option_names": ["-h", "--help"]}
 EPILOG = """\b
 Exit codes:
   0  ended, and no session was cut
   1  the route table is refused; of doctor: something that it demands is missing
-  2  wrong usage
+  2  wrong usage, or what was to be printed could not be written
   3  an address cannot be bound
   4  ended, and sessions had to be cut
   5  the engine that the table demands cannot run
@@ -145,11 +164,41 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     _fill_standard_descriptors()
+    code = 0
     try:
-        command.main(prog_name="gateway")
+        # Not by click's own `main`: what cannot be written ends there with 1, a refused table's.
+        with command.make_context("gateway", sys.argv[1:]) as context:
+            command.invoke(context)
+    except click.exceptions.Exit as wanted:
+        code = wanted.exit_code
+    except click.ClickException as error:
+        with contextlib.suppress(OSError):
+            error.show()
+        code = error.exit_code
     except GatewayError as error:
-        click.echo(str(error), err=True)
-        sys.exit(error.exit_code)
+        _complain(str(error))
+        code = error.exit_code
+    except OSError as error:
+        if error.errno not in _UNWRITTEN or error.filename is not None:
+            raise
+        _forget_output()
+        if error.errno != errno.EPIPE:  # who reads `... | head -1` has seen enough
+            _complain(f"cannot write to standard output: {(error.strerror or '').lower()}")
+        code = EXIT_USAGE
+    sys.exit(code)
+
+
+def _complain(text: str) -> None:
+    """Say it on standard error, if anybody takes it; the exit code tells all the same."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def _forget_output() -> None:
+    """What is left in the buffer would be tried again at the end, with a traceback."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -100,6 +100,8 @@ def test_help_says_what_a_beginner_needs() -> None:
         (["check"], "Missing argument 'PATH'"),
         (["explain", "x"], "Missing argument 'URL'"),
         (["--routes", "x", "check", "y"], "gateway check PATH"),
+        (["--routes", ""], "the name is empty"),
+        (["check", ""], "the name is empty"),
     ],
 )
 def test_wrong_usage_is_2(arguments: list[str], words: str) -> None:
@@ -139,7 +141,33 @@ def test_check_survives_a_reader_that_goes(table: Path) -> None:
     assert process.stderr
     assert process.stderr.read() == b""
     process.stderr.close()
-    process.wait(PATIENCE)
+    assert process.wait(PATIENCE) == 2, "the table is not refused"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["check", "TABLE"], ["explain", "TABLE", "/echo"], ["--help"], ["--version"]]
+)
+def test_what_cannot_be_written_is_2(table: Path, arguments: list[str]) -> None:
+    """A full disk is no mistake of the table, and no traceback."""
+    words = [str(table) if word == "TABLE" else word for word in arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=PATIENCE, check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        2, "cannot write to standard output: no space left on device\n"
+    )
+
+
+def test_a_refusal_that_cannot_be_written_keeps_its_code(table: Path) -> None:
+    table.write_text("")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "check", str(table)], stderr=full, timeout=PATIENCE, check=False
+        )
+        usage = subprocess.run([*COMMAND, "check"], stderr=full, timeout=PATIENCE, check=False)
+    assert (done.returncode, usage.returncode) == (1, 2)
 
 
 def test_explain_says_which_route(table: Path) -> None:
