@@ -19,7 +19,10 @@ help:            ## this list
 
 demo: ready      ## run the gateway on routes/demo.toml, http://127.0.0.1:8080
 	@echo "Open http://127.0.0.1:8080/ in a browser; Ctrl and C ends it."
-	@exec $(PY) -m gateway --routes routes/demo.toml
+	@trap : INT; trap 'kill $$gateway' TERM; \
+	$(PY) -m gateway --routes routes/demo.toml & gateway=$$!; \
+	wait $$gateway; code=$$?; if [ $$code -gt 128 ]; then wait $$gateway; code=$$?; fi; \
+	if [ $$code -ne 4 ]; then exit $$code; fi  # 4: the browser was connected at Ctrl and C
 
 test: check      ## everything: ruff, mypy, all tests
 	$(PY) -m pytest $(ARGS)

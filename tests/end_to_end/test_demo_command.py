@@ -1,0 +1,56 @@
+"""`make demo`, with another program in the gateway's place: how it ends."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 20.0
+PROGRAM = """
+import signal, sys
+def leave(number, frame):
+    sys.exit({code})
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, leave)
+print("up", flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+@pytest.mark.parametrize(
+    ("code", "words"), [(0, ""), (4, ""), (3, "Error 3")], ids=["ended", "cut", "failed"]
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_make_demo_ends_quietly(tmp_path: Path, code: int, words: str, number: int) -> None:
+    """Ctrl and C reaches all of a terminal's programs; `kill` make alone, which passes it on.
+    A page that was open has its session cut: no error. What failed still says so."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(code=code))
+    stand_in = f"{shlex.quote(sys.executable)} {shlex.quote(str(program))}"
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    process = subprocess.Popen(
+        ["make", "demo", "PYTHON=true", f"PY={stand_in}"], cwd=ROOT, text=True, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )
+    try:
+        assert process.stdout
+        while process.stdout.readline() not in ("up\n", ""):
+            pass
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert words in said
+    assert words or said == ""
