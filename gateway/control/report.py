@@ -19,6 +19,9 @@ before anything else. When the queue is full whole lines are dropped and counted
 how many once there is room. A reader that is gone (EPIPE) drops what waits, the rest of a line
 that was begun included; a FIFO may get a new reader, so later lines are tried.
 
+**It does not lose in silence.** When the lines of one stream begin to be lost (nobody reads, the
+disk is full, the queue is), the other stream says so, once, and again when they leave as ever.
+
 **It cannot be made to lie.** Nothing that a client sent leaves without being escaped: a value in a
 text line is bare only if it has no space, quote, backslash, `=` or unprintable character.
 
@@ -67,11 +70,13 @@ class LineStream:
     """One descriptor that takes whole lines and never waits. Works on a duplicate of its own.
 
     `dropped` counts lines that were never written, ever; `notice` makes the line that says how
-    many were just lost, written when there is room again.
+    many were just lost, written when there is room again. `trouble` says why lines are being lost,
+    or are going to be; it is empty while they leave.
     """
 
     def __init__(self, descriptor: int, notice: Callable[[int], bytes]) -> None:
         self.dropped = 0
+        self.trouble = ""
         self._notice = notice
         self._lines: deque[bytes] = deque()
         self._queued = 0                # bytes of _lines
@@ -86,12 +91,19 @@ class LineStream:
         """True while something is left for the next `flush`, and somebody may read it."""
         return bool(self._tail or self._lines or self._lost) and not self._gone
 
+    @property
+    def unwritten(self) -> int:
+        """Lines that were dropped, and those that wait: what would be missing if it ended now."""
+        begun = 0 if self._telling else self._tail.count(b"\n")
+        return self.dropped + len(self._lines) + begun
+
     def put(self, line: bytes) -> None:
         """Queue one line, with its newline; dropped and counted where it does not fit."""
         if self._lost or self._queued + len(line) > QUEUE_MAX:
             # Once one is dropped all are, until what waits is out: the gap is one, and is told.
             self._lost += 1
             self.dropped += 1
+            self.trouble = self.trouble or "its reader is too slow"
             return
         self._lines.append(line)
         self._queued += len(line)
@@ -104,9 +116,15 @@ class LineStream:
             except OSError as error:
                 if error.errno in _GONE:
                     self._drop_all()
-                return                  # else full, or a disk without space: what waits stays
+                    self.trouble = "nobody reads it"
+                elif error.errno not in (errno.EAGAIN, errno.EINTR):
+                    # A disk without space may get some: what waits stays.
+                    self.trouble = (error.strerror or str(error)).lower()
+                return
             self._gone = False
             self._keep(taken)
+            if not self._tail and not self._lines and not self._lost:
+                self.trouble = ""
 
     def _next(self) -> bool:
         """Take the next whole lines, together at most a chunk, or one longer line alone."""
@@ -160,6 +178,9 @@ class LineStream:
         while self.waiting and time.monotonic() < until:
             time.sleep(0.01)
             self.flush()
+        self.dropped = self.unwritten
+        self._lines.clear()
+        self._tail = b""
         self._close()
         self._write, self._close = _nowhere, _nothing
 
@@ -371,6 +392,7 @@ class Report:
         self._said = False              # something, since all was out
         self._output = LineStream(output, self._dropped_line)
         self._errors = LineStream(errors, self._dropped_line)
+        self._told = {self._output: "", self._errors: ""}  # the trouble that was told of
 
     def access(self, record: AccessRecord) -> None:
         """One session or exchange is over."""
@@ -390,14 +412,18 @@ class Report:
         """Something that should not be; a text message of several lines becomes several lines."""
         self._log("error", message, fields)
 
-    def _log(self, level: str, message: str, fields: Mapping[str, Value]) -> None:
+    def _log(
+        self, level: str, message: str, fields: Mapping[str, Value],
+        stream: LineStream | None = None,
+    ) -> None:
         self._said = True
+        stream = stream or self._errors
         if self.style == "json":
             line = self._line("log", {"level": level, "message": message, **fields})
-            self._errors.put(line)
+            stream.put(line)
             return
         for text in message.splitlines() or [""]:
-            self._errors.put(self._line(f"{level} {escaped(text)}", fields))
+            stream.put(self._line(f"{level} {escaped(text)}", fields))
 
     def _line(self, kind: str, fields: Mapping[str, Value]) -> bytes:
         write = _json_line if self.style == "json" else _text_line
@@ -416,8 +442,11 @@ class Report:
 
     @property
     def dropped(self) -> int:
-        """Lines that were never written, on both streams."""
-        return self._output.dropped + self._errors.dropped
+        """Lines that were never written, on both streams; those that wait where lines are being
+        lost are counted already."""
+        return sum(
+            stream.unwritten if stream.trouble else stream.dropped for stream in self._told
+        )
 
     @property
     def waiting(self) -> bool:
@@ -429,9 +458,29 @@ class Report:
         if self._said:
             self._output.flush()
             self._errors.flush()
+            if self._output.trouble != self._told[self._output]:
+                self._tell("standard output", self._output, self._errors)
+            if self._errors.trouble != self._told[self._errors]:
+                self._tell("standard error", self._errors, self._output)
             self._said = self.waiting
 
+    def _tell(self, name: str, stream: LineStream, other: LineStream) -> None:
+        """Say on the other stream that lines of this one begin to be lost, or leave again."""
+        before, self._told[stream] = self._told[stream], stream.trouble
+        if not stream.trouble:
+            fields: dict[str, Value] = {"stream": name, "dropped": stream.dropped}
+            self._log("info", "the lines of a stream are written again", fields, other)
+        elif not before:
+            fields = {"stream": name, "reason": stream.trouble}
+            self._log("warning", "the lines of a stream are being lost", fields, other)
+        other.flush()
+
     def close(self) -> None:
-        """Write what is left, within `FAREWELL` seconds for each stream: the process ends."""
+        """Write what is left, within `FAREWELL` seconds for each stream: the process ends. What
+        then still waits is lost; of access records that is said."""
+        before = self._output.dropped
         self._output.close()
+        lost = self._output.dropped - before
+        if lost:
+            self.warning("access records were lost at the end", lines=lost)
         self._errors.close()

@@ -413,7 +413,11 @@ class Worker:
         """All is over."""
         if not self._stopped:
             self._stopped = True
-            self._report.info("ended", accepted=self.counts.accepted, cut=self.counts.cut)
+            self._report.flush()        # so that what cannot be written is known
+            self._report.info(
+                "ended", accepted=self.counts.accepted, cut=self.counts.cut,
+                dropped=self._report.dropped,
+            )
             self._engine.stop()
 
     def _flush(self) -> None:

@@ -457,8 +457,94 @@ def test_a_full_disk_tears_no_line(pipe: Pipe) -> None:
     stream.flush()
     assert stream.waiting
     assert stream.dropped == 0
+    assert stream.unwritten == 1
+    assert stream.trouble == "no space left on device"
     stream.close(0)
+    assert stream.dropped == 1, "now it is lost"
     os.close(full)
+
+
+def messages(pipe: Pipe) -> list[str]:
+    """What the log lines in a pipe say, behind time and level."""
+    return [text.split(" ", 1)[1] for text in pipe.read().decode().splitlines()]
+
+
+def test_lost_records_are_told_of_on_the_other_stream_once(tmp_path: Path, pipe: Pipe) -> None:
+    """And once more when a new reader of a FIFO gets what is said."""
+    path = tmp_path / "log"
+    os.mkfifo(path)
+    first = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writing = os.open(path, os.O_WRONLY)
+    report = Report(output=writing, errors=pipe.writing)
+    os.close(first)
+    for _ in range(3):
+        report.access(RECORD)
+        report.flush()
+    assert report.dropped == 3
+    told = [
+        "warning the lines of a stream are being lost "
+        + 'stream="standard output" reason="nobody reads it"'
+    ]
+    assert messages(pipe) == told
+    second = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    report.access(RECORD)
+    report.flush()
+    assert b"dropped lines=4" in os.read(second, 1 << 16)
+    assert messages(pipe) == [
+        'info the lines of a stream are written again stream="standard output" dropped=4'
+    ]
+    os.close(second)
+    report.access(RECORD)
+    report.flush()
+    assert messages(pipe) == told
+    report.close()
+    os.close(writing)
+
+
+def test_lost_messages_are_told_of_on_standard_output(pipe: Pipe) -> None:
+    """By way of a JSON object among the records, which has a type of its own."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    report = Report(style="json", output=pipe.writing, errors=writing)
+    report.info("x")
+    report.flush()
+    said = json.loads(pipe.read())
+    assert (said["type"], said["level"], said["stream"]) == ("log", "warning", "standard error")
+    report.close()
+    os.close(writing)
+
+
+def test_a_full_disk_and_a_reader_that_stalls_are_told_of(pipe: Pipe) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    report = Report(output=full, errors=pipe.writing)
+    report.access(RECORD)
+    report.flush()
+    assert 'reason="no space left on device"' in messages(pipe)[0]
+    assert report.dropped == 1, "it waits, and in vain"
+    report.close()
+    os.close(full)
+    assert messages(pipe) == ["warning access records were lost at the end lines=1"]
+    slow = Pipe()
+    report = Report(output=slow.writing, errors=pipe.writing)
+    while not report.dropped:
+        report.access(RECORD)
+        report.flush()
+    report.flush()
+    assert 'reason="its reader is too slow"' in messages(pipe)[0]
+    report.close()
+    slow.close()
+
+
+def test_both_streams_without_a_reader(pipe: Pipe) -> None:
+    """Nobody can be told; nothing is tried without end."""
+    os.close(pipe.reading)
+    report = Report(output=pipe.writing, errors=pipe.writing)
+    report.access(RECORD)
+    report.info("x")
+    report.flush()
+    report.flush()
+    assert not report.waiting
+    report.close()
 
 
 def test_a_missing_descriptor_is_survived() -> None:

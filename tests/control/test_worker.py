@@ -580,6 +580,17 @@ def test_sigterm_drains_and_ends_when_all_are_over() -> None:
     stage.close()
 
 
+def test_the_end_tells_of_lost_lines(stage: Stage) -> None:
+    """Who reads the log later knows that records are missing."""
+    link, session = stage.accept()
+    os.close(stage.out)
+    stage.order(link, session, events.Record(record()), events.Record(record()))
+    stage.deliver(events.Closed(101.0, link, None))
+    stage.signalled(signal.SIGTERM)
+    assert "ended accepted=1 cut=0 dropped=2" in stage.said()
+    stage.out = os.dup(stage._out)      # for `close`
+
+
 def test_sigterm_with_nobody_there_stops_at_once(stage: Stage) -> None:
     assert stage.signalled(signal.SIGTERM)[-1] == ("stop",)
     assert ("stop",) not in stage.signalled(signal.SIGTERM), "and once"
