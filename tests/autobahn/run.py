@@ -1,7 +1,7 @@
 """Runs the suite: starts what is needed, compares, and says what the gateway changed.
 
     python -m tests.autobahn.run [--fast | --cases "1.*,7.1.1"] [--way client|server]
-                                 [--engine uvloop] [--proxy gateway|nginx] [--keep FOLDER]
+                                 [--engine ENGINE] [--proxy gateway|nginx] [--keep FOLDER]
 
 Exit code 1 when a case is spoiled, or differs and is not listed. `--proxy nginx` puts nginx where
 the gateway would be: a check of these files themselves, for which `differences.toml` is not used.
@@ -50,7 +50,7 @@ RUN_LIMIT = 1800.0                     # for one run of all chosen cases; usuall
 AGAIN_MAX = 40                         # more cases than this are no accident
 STOP_LIMIT = 15.0
 
-ENGINES = ("uvloop",)
+ENGINES = ("io_uring", "uvloop")
 Proxy = Callable[[int, int, Path], contextlib.AbstractContextManager[int]]
 
 
@@ -315,7 +315,7 @@ def main() -> int:
     which.add_argument("--fast", action="store_true", help="the choice of make test")
     which.add_argument("--cases", default=ALL, help='Autobahn\'s patterns, as in "1.*,7.1.1"')
     parser.add_argument("--way", choices=outcomes.WAYS)
-    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
+    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto")
     parser.add_argument("--proxy", choices=["gateway", "nginx"], default="gateway")
     parser.add_argument("--keep", type=Path, help="a folder for results and logs, made if needed")
     given = parser.parse_args()
