@@ -30,7 +30,8 @@ VENV = Path(".venv")
 PYTHON = VENV / "bin" / "python"
 NODE = Path("tests/end_to_end/node")
 OLDEST = (3, 11)
-PYTHON_H = f"{sysconfig.get_path('include')}/Python.h"
+PYTHON_H = f"{sysconfig.get_path('include')}/Python.h"  # of the Python that runs this
+LIBURING_H = "/usr/include/liburing.h"
 SOURCES = ("pyproject.toml", "setup.py", "gateway/__init__.py", "gateway/engine/*.p[yx][xd]")
 FUZZER = Path("requirements/fuzz.txt")
 REQUIREMENTS = {"run": Path("requirements/run.txt"), "test": Path("requirements/dev.txt")}
@@ -61,7 +62,7 @@ NEEDS = (
     Need("cc", "gcc", "whatever is compiled"),
     Need("/usr/include/stdio.h", "libc6-dev", "whatever is compiled"),
     Need(PYTHON_H, "python3-dev", "whatever is compiled"),
-    Need("/usr/include/liburing.h", "liburing-dev", "the benchmark's own tests"),
+    Need(LIBURING_H, "liburing-dev", "the engine on io_uring"),
 )
 
 
@@ -105,9 +106,9 @@ def run(*command: str | Path, cwd: Path | None = None, quiet: bool = False) -> N
 def digest(*files: Path) -> str:
     """What a stamp holds: all files' contents, this Python, and where the repository is.
 
-    And whether there is a compiler: once there is one, what was left out can be built.
+    And what there is to compile with: once there is more, what was left out can be built.
     """
-    compiler = [shutil.which("cc"), Path(PYTHON_H).exists()]
+    compiler = [shutil.which("cc"), Path(PYTHON_H).exists(), Path(LIBURING_H).exists()]
     state = hashlib.sha256(f"{sys.version}\0{ROOT}\0{compiler}\0".encode())
     for file in files:
         state.update(file.read_bytes() + b"\0")
