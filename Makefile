@@ -4,18 +4,23 @@
 # `python -m`, since a script's first line cannot hold such a path. Nothing needs activating.
 
 PYTHON  ?= python3       # makes .venv: 3.11 or newer
-ARGS    ?=               # more for pytest: make test ARGS="-k heads -x"
+ARGS    ?=               # more for pytest or the benchmark: make test ARGS="-k heads -x"
 SECONDS ?= 60            # for all targets of the fuzzer together
+LIVES   ?= 20000         # of the simulation
 
 PY := .venv/bin/python
+# What opens a socket or starts a program is left out of test-fast.
+FAST := tests/house tests/words tests/policy tests/protocol tests/control \
+	--ignore=tests/house/test_package.py --ignore=tests/control/test_cli.py \
+	--ignore=tests/control/test_doctor.py --ignore=tests/control/test_listening.py
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast autobahn fuzz check lint types format lock wheel clean ready ready-to-test
+.PHONY: help demo test test-fast test-debug test-asan autobahn fuzz simulation test-asan bench bench-prepare check lint types format lock wheel clean ready ready-to-test
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z -]*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
-		printf '  make %-11s %s\n' "$$name" "$$text"; done
+		printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 demo: ready      ## run the gateway on routes/demo.toml, http://127.0.0.1:8080
 	@echo "Open http://127.0.0.1:8080/ in a browser; Ctrl and C ends it."
@@ -28,13 +33,31 @@ test: check      ## everything: ruff, mypy, all tests
 	$(PY) -m pytest $(ARGS)
 
 test-fast: ready-to-test   ## tests without sockets and programs: under a minute
-	$(PY) -m pytest tests/house tests/protocol tests/control $(ARGS)
+	$(PY) -m pytest $(FAST) $(ARGS)
+
+test-debug: ready-to-test  ## relays and engines, with everything made and freed counted
+	$(PY) tools/sanitize.py 1 $(ARGS)
+
+test-asan: ready-to-test   ## the same under AddressSanitizer and UBSan
+	$(PY) tools/sanitize.py asan $(ARGS)
 
 autobahn: ready-to-test    ## all cases of the Autobahn suite, as client and as server
 	$(PY) -m tests.autobahn.run
 
 fuzz: ready-to-test        ## coverage-guided fuzzing: make fuzz SECONDS=3600
 	$(PY) -m tests.fuzz.run --seconds $(SECONDS)
+
+simulation: ready-to-test  ## fresh seeded lives with faults: make simulation LIVES=100000
+	$(PY) -m tests.simulation --lives $(LIVES)
+
+test-asan: ready-to-test   ## what is compiled, built with AddressSanitizer and UBSan, and tested so
+	$(PY) tools/sanitize.py asan $(ARGS)
+
+bench: ready-to-test       ## measure beside other proxies: make bench ARGS=--quick
+	$(PY) -m tests.bench $(ARGS)
+
+bench-prepare: ready-to-test   ## fetch proxies for it, name those that Debian has
+	$(PY) -m tests.bench --prepare
 
 check: lint types   ## ruff and mypy
 
