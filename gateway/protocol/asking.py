@@ -21,6 +21,7 @@ from gateway.table import EndpointEntry
 
 EARLY_MAX = 64 * 1024          # bytes behind the request that wait for the relay, then held
 INTERIM_MAX = 8                # 1xx answers that are stepped over (RFC 9110 15.2)
+NO_ADDRESS = "This service has no address now."
 CLIENT_GONE = 499              # nginx's status for the record: the client went before the answer
 
 
@@ -31,7 +32,7 @@ class Asking(Life):
 
     # --- Connecting --------------------------------------------------------------------------
 
-    def connect_next(self, failed: tuple[int, str] = (503, "no endpoint")) -> None:
+    def connect_next(self, failed: tuple[int, str] | None = None) -> None:
         """Try the next endpoint, or answer with what the last one failed with."""
         request = self.request
         assert request is not None
@@ -41,11 +42,16 @@ class Asking(Life):
         assert pool is not None
         key = hash_key(pool.upstream.hash_on, request.match, request.head, self.client)
         endpoint = pool.pick(key, self.now, request.tried)
+        if endpoint is None and failed is None:
+            # Nothing will change by itself, so there is no Retry-After.
+            names = ", ".join(e.host or e.url for e in pool.upstream.entries if e.weight)
+            self.refuse(503, NO_ADDRESS, Blame.OPERATOR, (), f"no address is known of {names}")
+            return
         if endpoint is None:
+            assert failed is not None
             status, detail = failed
-            blame = Blame.UPSTREAM if request.tried else Blame.GATEWAY
             more = (RETRY_AFTER,) if status == 503 else ()
-            self.refuse(status, http1.SENTENCES[status], blame, more, detail)
+            self.refuse(status, http1.SENTENCES[status], Blame.UPSTREAM, more, detail)
             return
         request.tried.append(endpoint)
         endpoint.begin()

@@ -482,8 +482,10 @@ def test_lost_records_are_told_of_on_the_other_stream_once(tmp_path: Path, pipe:
         report.flush()
     assert report.dropped == 3
     told = [
-        "warning the lines of a stream are being lost "
-        + 'stream="standard output" reason="nobody reads it"'
+        (
+            "warning the lines of a stream are being lost "
+            'stream="standard output" reason="nobody reads it"'
+        )
     ]
     assert messages(pipe) == told
     second = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -343,6 +343,9 @@ def test_nothing_there(start: Starter, tmp_path: Path) -> None:
     assert status_of(gateway, "/echo") == 101
     assert "no-such-name.invalid" in gateway.messages
     assert gateway.record(status=502, route="tcp")["blame"] == "upstream"
+    nameless = gateway.record(status=503, route="name")
+    assert nameless["blame"] == "operator"
+    assert nameless["detail"] == "no address is known of no-such-name.invalid"
 
 
 def test_connect_timeout(start: Starter) -> None:

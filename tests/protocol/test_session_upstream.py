@@ -4,6 +4,7 @@ What comes behind a 101 is in test_session_relay.py, a refusal that is passed on
 test_session_pass.py.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from gateway.events import (
 from gateway.protocol.asking import EARLY_MAX, INTERIM_MAX
 from gateway.protocol.desk import rules_of
 from gateway.protocol.life import State
+from gateway.table import EndpointEntry
 from gateway.upstreams import Endpoint
 from protocol.playbook import (
     ACCEPT,
@@ -235,11 +237,20 @@ def test_one_value_leads_to_one_endpoint(begin: Stage) -> None:
 
 
 def test_an_upstream_without_endpoints_is_503(begin: Stage) -> None:
-    """Its names did not resolve; nothing was tried, so no upstream is blamed."""
+    """Its names did not resolve. Waiting will not help, and the operator is who can; the record
+    has the name."""
     play = begin(endpoints=0)
+    entry = EndpointEntry(url="ws://app.internal", host="app.internal", port=80)
+    service = play.desk.pools["app"]
+    service.upstream = replace(service.upstream, entries=(entry,))
     play.received(C, upgrade()).says(
         ClearTimer("head"),
-        *failed(play, 503, "no endpoint", blame=Blame.GATEWAY, endpoint=""),
+        Send(C, refusal(b"503 Service Unavailable", "This service has no address now.")),
+        play.record(
+            **ROUTED, endpoint="", status=503, blame=Blame.OPERATOR,
+            detail="no address is known of app.internal", phase="head", phases=(("head", 0.0),),
+        ),
+        *play.last_word(),
     )
     play.leaves()
 
