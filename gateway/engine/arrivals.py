@@ -29,6 +29,7 @@ from gateway.events import (
     Link,
 )
 
+WILDCARDS = ("0.0.0.0", "::")    # the address that a client came to is the kernel's to tell
 CONNECT_RETRY = 0.02               # seconds until a Unix socket with a full backlog is tried again
 
 # What accept(2) may report of the connection that it would have given: take the next.
@@ -69,6 +70,12 @@ class Arrivals(Reactor):
         """See contract.Engine.listen."""
         listening.setblocking(False)
         listener = ListenerState(self._number(), listening)
+        bound = address_of(listening.getsockname())
+        if bound.host not in WILDCARDS:
+            listener.local = bound
+        if not bound.is_unix:
+            # Linux hands it on to what is accepted: a system call less for each.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._listeners[listener.number] = listener
         self.touch(listener)
         return listener.number
@@ -99,8 +106,8 @@ class Arrivals(Reactor):
                 return
             self._resume(listener)
             self._accepted += 1
-            link = self._open(client)
-            local = address_of(client.getsockname())
+            link = self._open(client, inherits=True)
+            local = listener.local or address_of(client.getsockname())
             self.post(
                 link, Accepted(self.now(), link.number, listener.number, address_of(name), local)
             )
@@ -148,12 +155,14 @@ class Arrivals(Reactor):
             self._connect_failed(link, fault_of(error.errno or 0))
         return link.number
 
-    def _open(self, sock: socket.socket) -> LinkState:
-        """A connected socket becomes a link, held."""
+    def _open(self, sock: socket.socket, *, inherits: bool = False) -> LinkState:
+        """A connected socket becomes a link, held; one that `inherits` has its listener's options.
+        """
         sock.setblocking(False)
         link = LinkState(self._number(), State.OPEN)
         link.attach(sock)
-        self._set_nodelay(link)
+        if not inherits:
+            self._set_nodelay(link)
         self._links[link.number] = link
         self.touch(link)
         return link

@@ -16,6 +16,7 @@ How a turn goes is in `reactor.py`, how links come in `arrivals.py`, the relay's
 import select
 import socket
 from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -111,6 +112,14 @@ class SocketEngine(Arrivals):
             return
         assert state.state is State.OPEN and not state.finishing
         if state.queue is None:
+            if not state.blocked:
+                try:
+                    data = data[self.send_some(state, (data,)) :]
+                except OSError as error:
+                    self._send_failed(state, fault_of(error.errno or 0))
+                    return
+                if not data:
+                    return
             state.queue = deque()
         state.queue.append(data)
         state.queued += len(data)
@@ -172,7 +181,7 @@ class SocketEngine(Arrivals):
         if not link.queue:
             link.queue = None
 
-    def send_some(self, link: LinkState, queue: "deque[bytes] | deque[bytes | memoryview]") -> int:
+    def send_some(self, link: LinkState, queue: Sequence[bytes | memoryview]) -> int:
         """Bytes that the kernel took from the front; 0 if it is full. Raises OSError."""
         assert link.sock is not None
         try:
@@ -303,10 +312,13 @@ class SocketEngine(Arrivals):
     def come_back(self, client: Link, upstream: Link, *batch: Event) -> None:
         """A relay that was given away has ended."""
         for number in (client, upstream):
-            link = self._links.setdefault(number, LinkState(number, State.OPEN))
-            self._clear_timers(link)
-            link.state = State.DEAD
-            self._closed += 1
+            link = self._links.get(number)
+            if link is None:
+                link = self._links[number] = LinkState(number, State.DEAD)
+            else:
+                self._clear_timers(link)
+                link.state = State.DEAD
+        self._closed += 2
         self.freed()
         self.post(self._links[client], *batch)
 
@@ -319,7 +331,8 @@ class SocketEngine(Arrivals):
             state = self._links[link] = LinkState(link, State.OPEN)
         if state is None or state.state in (State.CLOSING, State.DEAD):
             return
-        self.clear_timer(link, name)
+        if state.timers is not None or state.news:
+            self.clear_timer(link, name)
         if state.timers is None:
             state.timers = {}
         state.timers[name] = self.timers.add(at, state, _CALLERS + name)
@@ -452,8 +465,8 @@ class SocketEngine(Arrivals):
 
     def _living(self, link: Link, *, closing: bool = False) -> LinkState | None:
         """The link, unless it is gone or (but for `closing`) ordered to go."""
-        state = self._links.get(link)
-        assert not self._is_compiled(link), "this verb on a relayed link is a bug"
+        state, compiled = self._links.get(link), self.compiled
+        assert compiled is None or link not in compiled.slots, "a verb on a relayed link is a bug"
         if state is None or state.state is State.DEAD:
             return None
         assert state.relay is None, "this verb on a relayed link is a bug"

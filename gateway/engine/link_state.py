@@ -64,12 +64,13 @@ class Endpoint:
 class ListenerState(Endpoint):
     """One listening socket."""
 
-    __slots__ = ("paused",)
+    __slots__ = ("local", "paused")
 
     def __init__(self, number: int, sock: socket.socket):
         super().__init__(number)
         self.attach(sock)
         self.paused = False
+        self.local: Address | None = None           # None: bound to all addresses
 
     def wanted(self) -> int:
         """Level-triggered and never EPOLLEXCLUSIVE: a stopped process that shares the socket would

@@ -198,6 +198,9 @@ class SimListener:
         """The address that is listened on."""
         return target_of(self.address)
 
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """TCP_NODELAY, which means nothing here."""
+
     def accept(self) -> tuple[socket.socket, Target]:
         """Take the first who waits."""
         if self.network.accept_errors:

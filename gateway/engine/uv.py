@@ -161,13 +161,14 @@ class UvEngine(SocketEngine):
         self._fail(error)
 
     def _set_alarm(self) -> None:
-        """One timer of the loop stands for all of ours."""
+        """One timer of the loop stands for all of ours. One that comes too early does no harm, and
+        most of ours are cleared before they are due: so it is only ever moved forward."""
         at = self.timers.next_at()
         if self.compiled is not None:
             at = min(at, self.compiled.next_at())
-        if at == self._alarm_at and self._alarm is not None:
-            return
         if self._alarm is not None:
+            if self._alarm_at <= at:
+                return
             self._alarm.cancel()
             self._alarm = None
         if at < math.inf:
