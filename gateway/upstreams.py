@@ -12,6 +12,8 @@ Laws of this file:
   before, up to thirty. Resting ones are passed over while another can be had; where all rest,
   one of them is tried all the same, since a guess is better than a certain refusal.
 - Weight 0 gets nothing. It never resolves a name and never connects.
+- That an endpoint begins to rest, and that it works again, is news, once each. It is put into a
+  list, which somebody with a log reads.
 """
 
 import random
@@ -27,13 +29,28 @@ REST_MIN = 1.0    # seconds that an endpoint rests after its first failed connec
 REST_MAX = 30.0   # no rest is longer: a service that came back is found within half a minute
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """An endpoint began to rest for `rest` seconds because of `error`; or works again ("", 0)."""
+
+    upstream: str
+    endpoint: str
+    error: str = ""
+    rest: float = 0.0
+
+
 class Endpoint:
     """One address of an upstream: its weight, what is live on it, and whether it rests."""
 
-    __slots__ = ("active", "address", "entry", "name", "rest", "rests_until", "turn", "weight",
-                 "_hash")
+    __slots__ = ("active", "address", "entry", "name", "rest", "rests_until", "turn", "upstream",
+                 "weight", "_hash", "_news")
 
-    def __init__(self, entry: EndpointEntry, address: Address, weight: int) -> None:
+    def __init__(
+        self, entry: EndpointEntry, address: Address, weight: int, upstream: str = "",
+        news: list[News] | None = None,
+    ) -> None:
+        self.upstream = upstream        # its name
+        self._news = [] if news is None else news
         self.entry = entry              # as the table has it: for `send_host` and messages
         self.address = address          # where to connect
         self.name = str(address)        # for records
@@ -54,10 +71,12 @@ class Endpoint:
 
     def connected(self) -> None:
         """The connect succeeded: whatever was held against this endpoint is forgotten."""
+        if self.rest:
+            self._news.append(News(self.upstream, self.name))
         self.rest = 0.0
         self.rests_until = 0.0
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, error: str = "failed") -> None:
         """The connect failed or took too long: rest. `ended` must follow all the same.
 
         Connects that were under way together fail together. They are one failure: only one after
@@ -65,6 +84,8 @@ class Endpoint:
         """
         if now < self.rests_until:
             return
+        if not self.rest:
+            self._news.append(News(self.upstream, self.name, error, REST_MIN))
         self.rest = min(self.rest * 2, REST_MAX) if self.rest else REST_MIN
         self.rests_until = now + self.rest
 
@@ -96,10 +117,13 @@ class _Sum:
 
 
 class Pool:
-    """The endpoints of one upstream. Empty until `set_endpoints`."""
+    """The endpoints of one upstream. Empty until `set_endpoints`. `news` may be many pools'."""
 
-    def __init__(self, upstream: Upstream, random: random.Random) -> None:
+    def __init__(
+        self, upstream: Upstream, random: random.Random, news: list[News] | None = None
+    ) -> None:
         self.upstream = upstream
+        self.news: list[News] = [] if news is None else news
         self.endpoints: list[Endpoint] = []
         self._random = random
         balances: dict[str, Callable[[list[Endpoint]], Endpoint] | None] = {
@@ -128,7 +152,9 @@ class Pool:
         for address, total in sums.items():
             endpoint = before.get(address)
             if endpoint is None:
-                endpoint = Endpoint(total.entry, address, total.weight)
+                endpoint = Endpoint(
+                    total.entry, address, total.weight, self.upstream.name, self.news
+                )
             endpoint.entry, endpoint.weight = total.entry, total.weight
             self.endpoints.append(endpoint)
 

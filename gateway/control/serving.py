@@ -25,7 +25,7 @@ from gateway.limits import Limits
 from gateway.protocol.desk import Desk
 from gateway.routing import RouteTable
 from gateway.table import Table
-from gateway.upstreams import Pool
+from gateway.upstreams import News, Pool
 
 # Descriptors that no session counts on: the log, the engine, listeners, and connections that are
 # still sending their head or are being refused.
@@ -118,7 +118,8 @@ def raise_descriptor_limit() -> int:
 def _desk(table: Table, max_sessions: int, report: Report) -> Desk:
     """What the sessions share. Resolves names; those that do not resolve are said."""
     chance = random.Random()  # noqa: S311 - balances load, keeps no secret
-    pools = {name: Pool(upstream, chance) for name, upstream in table.upstreams.items()}
+    news: list[News] = []
+    pools = {name: Pool(upstream, chance, news) for name, upstream in table.upstreams.items()}
     resolution = resolve(table.upstreams.values())
     for name, found in resolution.endpoints.items():
         pools[name].set_endpoints(found)
@@ -140,6 +141,7 @@ def _desk(table: Table, max_sessions: int, report: Report) -> Desk:
         limits=Limits(max_sessions),
         random_bytes=secrets.token_bytes,
         page=page,
+        news=news,
     )
 
 

@@ -39,6 +39,7 @@ from gateway.protocol.desk import Desk
 from gateway.protocol.echo import EchoEndpoint
 from gateway.protocol.session import Session
 from gateway.table import Listener
+from gateway.upstreams import News
 
 FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried again
 CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
@@ -136,7 +137,8 @@ class Worker:
         self._killed = False
         self._stopped = False
         self._flushing = False          # the timer for the log is set
-        self._said: dict[str, float] = {}
+        self._said: dict[tuple[str, str], float] = {}  # message and what it is about: when
+        self._resting: set[str] = set()  # endpoints of which it was said
         self._paused: set[int] = set()  # listeners whose pause was said
         self._bell, self._bell_end = socket.socketpair()
         self._bell.setblocking(False)
@@ -203,6 +205,8 @@ class Worker:
         """Hand on what the engine reports, then put out what was said about it."""
         for event in batch:
             self._deliver_one(event)
+        if self._desk.news:
+            self._tell_news(self._desk.news)
         if self._ending and not self._sessions:
             self._stop()
         self._flush()
@@ -346,11 +350,35 @@ class Worker:
             listener = str(self._listeners[event.link].address)
             self._report.warning("accepting is resumed", listener=listener)
 
-    def _warn_rarely(self, at: float, message: str, **fields: str | int) -> bool:
-        """Warn, unless the same was said a moment ago; True if it was said."""
-        if at - self._said.get(message, -SAY_AGAIN) < SAY_AGAIN:
+    def _tell_news(self, news: list[News]) -> None:
+        """Say which endpoints rest, and, where that was said, that they work again. One that
+        comes and goes does not fill the log."""
+        for one in news:
+            key = f"{one.upstream} {one.endpoint}"
+            if one.error:
+                said = self._warn_rarely(
+                    self._engine.now(),
+                    "an endpoint cannot be connected; it rests, and others are taken meanwhile",
+                    about=key, endpoint=one.endpoint, upstream=one.upstream, error=one.error,
+                    seconds=one.rest,
+                )
+                if said:
+                    self._resting.add(key)
+            elif key in self._resting:
+                self._resting.remove(key)
+                self._report.info(
+                    "an endpoint is connected again", endpoint=one.endpoint, upstream=one.upstream
+                )
+        news.clear()
+
+    def _warn_rarely(
+        self, at: float, message: str, *, about: str = "", **fields: str | float
+    ) -> bool:
+        """Warn, unless the same was said of the same a moment ago; True if it was said."""
+        key = (message, about)
+        if at - self._said.get(key, -SAY_AGAIN) < SAY_AGAIN:
             return False
-        self._said[message] = at
+        self._said[key] = at
         self._report.warning(message, **fields)
         return True
 

@@ -95,7 +95,7 @@ class Asking(Life):
             # No port is left toward that address, or the machine has none of its family, as where
             # "localhost" is ::1 too and IPv6 is off. Another endpoint may do.
             status = 503
-        endpoint.failed(self.now)
+        endpoint.failed(self.now, detail)
         self.connect_next((status, detail))
 
     def on_connected(self, event: Event) -> None:

@@ -9,7 +9,7 @@ from gateway.limits import Limits
 from gateway.protocol.http1 import Request
 from gateway.routing import Match, RouteTable, normalise_path
 from gateway.table import Route, Table
-from gateway.upstreams import Pool
+from gateway.upstreams import News, Pool
 
 
 @dataclass(slots=True)
@@ -23,6 +23,7 @@ class Desk:
     random_bytes: Callable[[int], bytes]
     page: bytes = b""
     draining: bool = False
+    news: list[News] = field(default_factory=list)  # of all pools; who reads it empties it
     _rules: dict[tuple[int, bool, bool], tuple[Route, RelayRules]] = field(default_factory=dict)
 
     def rules_of(self, route: Route, *, raw: bool, deflate: bool) -> RelayRules:

@@ -34,6 +34,7 @@ from gateway.protocol.desk import Desk
 from gateway.protocol.session import Session
 from gateway.routing import RouteTable
 from gateway.table import GatewaySettings, Listener, Table
+from gateway.upstreams import News
 
 CLIENT = Address(host="192.0.2.1", port=5000)
 LOCAL = Address(host="127.0.0.1", port=8080)
@@ -558,6 +559,29 @@ def test_paused_accepting_is_said_and_not_too_often(stage: Stage) -> None:
     assert "warning accepting is paused: no free file descriptor" in lines[0]
     assert "listener=127.0.0.1:8080" in lines[0]
     assert "accepting is resumed" in lines[1]
+
+
+def test_endpoints_that_rest_are_told_of_once_and_when_they_work_again(stage: Stage) -> None:
+    """One that comes and goes is not told of each time, but another one is."""
+    news = stage.desk.news
+    news.append(News("chat", "10.0.0.1:9000", "connect: refused", 1.0))
+    stage.deliver()
+    assert news == []
+    news += [News("chat", "10.0.0.1:9000"), News("chat", "10.0.0.1:9000", "again", 1.0)]
+    stage.engine.time += 1
+    stage.deliver()
+    news += [News("chat", "10.0.0.1:9000"), News("chat", "10.0.0.2:9000", "other", 1.0)]
+    stage.deliver()
+    stage.engine.time += 60
+    news.append(News("chat", "10.0.0.1:9000", "later", 1.0))
+    stage.deliver()
+    rest = "warning an endpoint cannot be connected; it rests, and others are taken meanwhile"
+    assert [text.split(" ", 1)[1] for text in stage.said().splitlines()] == [
+        f'{rest} endpoint=10.0.0.1:9000 upstream=chat error="connect: refused" seconds=1.0',
+        "info an endpoint is connected again endpoint=10.0.0.1:9000 upstream=chat",
+        f"{rest} endpoint=10.0.0.2:9000 upstream=chat error=other seconds=1.0",
+        f"{rest} endpoint=10.0.0.1:9000 upstream=chat error=later seconds=1.0",
+    ]
 
 
 # --- Drain and kill ---------------------------------------------------------------------------

@@ -441,6 +441,17 @@ def _who_was_asked(services: list[Upstream]) -> list[int]:
     raise AssertionError("no endpoint was asked")
 
 
+def test_an_endpoint_that_is_gone_is_told_of(start: Starter, services: list[Upstream]) -> None:
+    """No client notices; the operator does, once, however many come."""
+    gateway = start(head() + route("ws", "pool") + pool(services, 'balance = "round-robin"'))
+    gone = services[0].port
+    services[0].close()
+    assert sum(Counter(spread(gateway, services[1:], ["/ws"] * 4)).values()) == 4
+    told = "an endpoint cannot be connected; it rests, and others are taken meanwhile"
+    assert gateway.messages.count(told) == 1
+    assert f"127.0.0.1:{gone}" in gateway.messages.partition(told)[2]
+
+
 def test_round_robin_by_weight(start: Starter, services: list[Upstream]) -> None:
     """3 to 1 to none."""
     table = head() + route("ws", "pool")

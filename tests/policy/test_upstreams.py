@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.events import Address
 from gateway.table import EndpointEntry, Upstream
-from gateway.upstreams import REST_MAX, REST_MIN, Endpoint, Pool
+from gateway.upstreams import REST_MAX, REST_MIN, Endpoint, News, Pool
 
 BALANCES = ["round-robin", "least-connections", "random-two", "hash"]
 
@@ -147,6 +147,23 @@ def test_hash_returns_after_a_rest() -> None:
     assert away is not home
     assert asked.pick(b"room", 0.6) is away
     assert asked.pick(b"room", 1.0) is home
+
+
+def test_that_an_endpoint_rests_is_news_once_and_that_it_works_again() -> None:
+    """However long it rests; what never failed is no news."""
+    news: list[News] = []
+    asked = Pool(Upstream(name="up", scheme="ws"), random.Random(7), news)
+    asked.set_endpoints([entry(0), entry(1)])
+    first, second = asked.endpoints
+    for now in (0.0, 0.5, 2.0, 9.0):
+        first.failed(now, "connect: refused")
+    second.connected()
+    assert news == [News("up", "10.0.0.0:80", "connect: refused", REST_MIN)]
+    first.connected()
+    first.connected()
+    assert news[1:] == [News("up", "10.0.0.0:80")]
+    first.failed(100.0, "connect: reset")
+    assert news[2:] == [News("up", "10.0.0.0:80", "connect: reset", REST_MIN)]
 
 
 def test_rest_doubles_to_its_limit_and_a_success_resets() -> None:
