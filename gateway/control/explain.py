@@ -1,8 +1,9 @@
 """What `gateway explain` prints: which route a request takes, what happens on it, and why the
 others did not match.
 
-It asks `RouteTable.explain_match`, which shares its code with the matching of real requests, and
-sends nothing anywhere.
+The arguments become a head as a client would send it, which the gateway's own reader and checks
+judge; `RouteTable.explain_match` shares its code with the matching of real requests. So nothing is
+said here that the gateway would not do. Nothing is sent anywhere.
 """
 
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from gateway.control.config_render import effective, origin_text, toml_string
 from gateway.errors import ClientError
+from gateway.protocol import http1, websocket
 from gateway.routing import (
     Explanation,
     Outcome,
@@ -30,20 +32,23 @@ _URL = re.compile(
 )
 
 
+# What a client sends besides what is asked about; each gives way to one of the arguments.
+_HANDSHAKE = (
+    ("Upgrade", "websocket"),
+    ("Connection", "Upgrade"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+)
+_NO_HOST = "no-host.invalid"             # stands in the head where none is asked about
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The request that is asked about; `fields` have their names in lower case."""
+    """The request that is asked about: as a client would send it, to the byte."""
 
-    host: str
-    path: str
-    query: str
-    has_query: bool
-    fields: list[tuple[bytes, bytes]]
-
-    @property
-    def target(self) -> str:
-        """As it would stand in the request line."""
-        return f"{self.path}?{self.query}" if self.has_query else self.path
+    host: str                            # "" where a path alone is asked about
+    target: str                          # as it stands in the request line
+    head: bytes
 
 
 def explain(
@@ -63,7 +68,10 @@ def explain(
     routes = RouteTable(table.routes)
     lines = [f"request: {wanted.target} on host {wanted.host or '(none)'}"]
     try:
-        explanations = routes.explain_match(wanted.host, wanted.path, wanted.query, wanted.fields)
+        request = _parsed(wanted, max((each.max_head for each in table.listeners), default=16384))
+        explanations = routes.explain_match(
+            request.host, request.path, request.query, request.lower_fields
+        )
     except ClientError as error:
         lines.append(f"answer: {error.status}, before any route: {error.detail}")
         return "\n".join(lines) + "\n"
@@ -71,7 +79,7 @@ def explain(
     if winner is None:
         lines.append("answer: 404, since no route matches")
     else:
-        lines += _about_winner(winner, table.upstreams[winner.upstream], routes, wanted)
+        lines += _about_winner(winner, table.upstreams[winner.upstream], routes, request)
     others = [one for one in explanations if one.outcome is not Outcome.WON]
     if others:
         lines += ["", "other routes:"]
@@ -82,7 +90,7 @@ def explain(
 def read_request(
     url: str, headers: Sequence[str], origin: str | None, subprotocols: Sequence[str]
 ) -> Wanted:
-    """The request that the arguments make. Raises ValueError."""
+    """The request that the arguments make, sound or not. Raises ValueError where they make none."""
     if not all("!" <= character <= "~" for character in url):
         raise ValueError(f"{quoted(url)} has a space or a character that no URL has; encode it")
     found = _URL.fullmatch(url)
@@ -93,42 +101,80 @@ def read_request(
     host = found[2] or ""
     if "@" in host:
         raise ValueError("the URL has a user, which browsers do not send for a WebSocket")
-    path, mark, query = (found[3] or found[4] or "").partition("?")
-    fields: list[tuple[bytes, bytes]] = []
+    target = found[3] or found[4] or "/"
+    fields: list[tuple[str, str]] = []
     for header in headers:
         name, colon, value = header.partition(":")
-        if not colon or not name or name != name.strip() or not header.isascii():
+        if not colon or not name or name != name.strip() or not _is_line(header):
             raise ValueError(f'{quoted(header)} is no header; write it as "Name: value"')
         if name.lower() == "host":
             host = value.strip()
-        fields.append((name.lower().encode(), value.strip().encode()))
+        fields.append((name, value.strip()))
+    for value in (*([] if origin is None else [origin]), *subprotocols):
+        if not _is_line(value):
+            raise ValueError(f"{quoted(value)} has a character that no header has")
     if origin is not None:
-        fields.append((b"origin", origin.encode()))
+        fields.append(("Origin", origin))
     if subprotocols:
-        fields.append((b"sec-websocket-protocol", ", ".join(subprotocols).encode()))
-    return Wanted(host, path or "/", query, bool(mark), fields)
+        fields.append(("Sec-WebSocket-Protocol", ", ".join(subprotocols)))
+    given = {name.lower() for name, _ in fields}
+    usual = [("Host", host or _NO_HOST), *_HANDSHAKE]
+    fields = [pair for pair in usual if pair[0].lower() not in given] + fields
+    target = target if target.startswith("/") else f"/{target}"
+    # Not by `build_request`, which writes sound heads only: an unsound one is what may be asked.
+    lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields), "", ""]
+    return Wanted(host, target, "\r\n".join(lines).encode("ascii"))
+
+
+def _is_line(text: str) -> bool:
+    """Whether it can stand in a header without ending it."""
+    return text.isascii() and text.replace("\t", " ").isprintable()
+
+
+def _parsed(wanted: Wanted, head_max: int) -> http1.Request:
+    """The request as the gateway itself reads it. Raises ClientError as it answers."""
+    request = http1.RequestReader(head_max).feed(wanted.head)
+    assert request is not None, "the head is whole"
+    if websocket.is_upgrade(request):
+        websocket.check_content(request)
+    if not wanted.host:
+        request.host = ""
+    return request
+
+
+def _handshake_verdict(request: http1.Request) -> list[str]:
+    """The refusal that comes behind the route, if any."""
+    try:
+        websocket.check_handshake(request)
+    except ClientError as error:
+        return [f"answer: {error.status}: {error.detail}"]
+    return []
 
 
 def _about_winner(
-    route: Route, upstream: Upstream, routes: RouteTable, wanted: Wanted
+    route: Route, upstream: Upstream, routes: RouteTable, request: http1.Request
 ) -> list[str]:
-    match = routes.match(wanted.host, wanted.path, wanted.query, wanted.fields)
+    match = routes.match(request.host, request.path, request.query, request.lower_fields)
     assert match is not None and match.route is route, "explain and match cannot disagree"
-    lines = [f'route: "{route.name}" ({route.place})', f"path: {route.path}"]
+    kind = upstream.builtin or upstream.scheme
+    lines = [] if kind == "page" else _handshake_verdict(request)
+    lines += [f'route: "{route.name}" ({route.place})', f"path: {route.path}"]
     captures = [f"{name} = {quoted(value)}" for name, value in match.captures.items()]
     if route.path.endswith("/*"):
         captures.append(f"* = {quoted(match.rest)}")
     if captures:
         lines.append(f"captures: {', '.join(captures)}")
-    lines.append(f"origin: {_origin_verdict(route, wanted)}")
+    lines.append(f"origin: {_origin_verdict(route, request)}")
     lines += _about_upstream(upstream)
-    kind = upstream.builtin or upstream.scheme
     if kind == "ws":
         target = rewrite_target(
-            match, upstream, wanted.path, wanted.query, wanted.has_query
+            match, upstream, request.path, request.query, request.has_query
         )
         lines.append(f"target: {target}")
-        lines.append(f"Host: {_sent_host(route, upstream, wanted)}")
+        lines.append(f"Host: {_sent_host(route, upstream, request)}")
+        lines += [f"sets: {name}: {value}" for name, value in route.set_fields]
+        if route.remove_fields:
+            lines.append(f"removes: {', '.join(route.remove_fields)}")
     elif kind == "tcp":
         lines.append("target: none; the upstream sees only the bytes of messages")
     settings = list(effective(route, upstream))
@@ -152,17 +198,17 @@ def _about_upstream(upstream: Upstream) -> list[str]:
     return lines
 
 
-def _sent_host(route: Route, upstream: Upstream, wanted: Wanted) -> str:
+def _sent_host(route: Route, upstream: Upstream, request: http1.Request) -> str:
     if not route.send_host:
-        return f"{wanted.host}, as the client sent it"
+        return f"{request.host or '(none)'}, as the client sent it"
     if route.send_host != "upstream":
         return f"{route.send_host}, by send_host"
     hosts = {entry.url.partition("://")[2].partition("/")[0]: None for entry in upstream.entries}
     return f"{' or '.join(hosts)}, by send_host"
 
 
-def _origin_verdict(route: Route, wanted: Wanted) -> str:
-    values = [value for name, value in wanted.fields if name == b"origin"]
+def _origin_verdict(route: Route, request: http1.Request) -> str:
+    values = request.get_all(b"origin")
     if not origin_allowed(route, values):
         if len(values) > 1:
             return "answer 403, since there is more than one"

@@ -173,11 +173,7 @@ class Session(Asking):
             if request.upstream.builtin == "page":
                 self._show_page(head)
                 return
-            websocket.check_method(head)
-            websocket.check_upgrade(head)
-            websocket.check_version(head)
-            websocket.check_key(head)
-            websocket.check_offers(head)
+            websocket.check_handshake(head)
             if not origin_allowed(match.route, head.get_all(b"origin")):
                 raise ClientError(403, "This origin may not connect here.")
             self._check_limits(match.route)

@@ -8,8 +8,8 @@ other; what is checked here is that the upstream chose from what was offered.
 Laws of this file:
 
 - The checks of a request are small and apart, because the order of refusals is the session's:
-  `check_content`, then the route, `check_method`, `check_upgrade`, `check_version`, `check_key`,
-  `check_offers`. Each raises ClientError, or does nothing.
+  `check_content`, then the route, then those of `check_handshake`. Each raises ClientError,
+  or does nothing.
 - A wrong answer of an upstream is an UpstreamError (502), never a tunnel.
 - An extension may change what the bits of a frame mean. The relay knows permessage-deflate and no
   other, so no other is ever offered on or accepted.
@@ -79,6 +79,15 @@ def is_upgrade(request: Request) -> bool:
         and b"upgrade" in request.connection
         and b"websocket" in _upgrade_protocols(request)
     )
+
+
+def check_handshake(request: Request) -> None:
+    """All that a route to a WebSocket asks of a request, in the order of refusals."""
+    check_method(request)
+    check_upgrade(request)
+    check_version(request)
+    check_key(request)
+    check_offers(request)
 
 
 def check_content(request: Request) -> None:

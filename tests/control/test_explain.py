@@ -1,5 +1,6 @@
 """What `gateway explain` says, word for word where the words are the point."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,69 @@ def test_builtin_routes() -> None:
     page = explain(demo, "ws://127.0.0.1:8080")
     assert 'route: "page"' in page
     assert "in force" not in page
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("ws://h:abc/echo", "The Host field is malformed."),
+        ("http://h:99999/echo", "The Host field is malformed."),
+        ("ws://[::g]/echo", "no URL"),
+        ('/echo"x', "The request target is malformed."),
+        ("/" + "a" * 9000, "The request line is too long."),
+    ],
+)
+def test_what_the_gateway_refuses_before_any_route(url: str, words: str) -> None:
+    """Its own reader judges, so that both cannot disagree."""
+    demo = config.load(ROUTES / "demo.toml")
+    try:
+        text = explain(demo, url)
+    except ValueError as error:
+        assert words in str(error)
+        return
+    assert re.search(rf"answer: (400|414), before any route: {words}\n\Z", text)
+
+
+@pytest.mark.parametrize(
+    ("headers", "subprotocols", "answer"),
+    [
+        ([], ["a b"], "400: Sec-WebSocket-Protocol is malformed."),
+        ([], ["a", "a"], "400: Sec-WebSocket-Protocol is malformed."),
+        (["Sec-WebSocket-Version: 8"], [], "426: Only version 13 of the protocol is spoken here."),
+        (["Upgrade: h2c"], [], "426: Only WebSockets are served here."),
+        (["Sec-WebSocket-Key: short"], [],
+         "400: There must be exactly one Sec-WebSocket-Key of 16 bytes."),
+        (["Content-Length: 5"], [],
+         "400, before any route: A request for an upgrade has no content."),
+        (["Host: a", "Host: b"], [],
+         "400, before any route: There must be exactly one Host field."),
+        (["X A: b"], [], "400, before any route: A field line is malformed."),
+    ],
+)
+def test_what_the_gateway_refuses_of_a_handshake(
+    headers: list[str], subprotocols: list[str], answer: str
+) -> None:
+    """Behind the route it names the answer and the route."""
+    demo = config.load(ROUTES / "demo.toml")
+    text = explain(demo, "ws://h/echo", headers, None, subprotocols)
+    assert f"\nanswer: {answer}\n" in text
+    assert ('route: "echo"' in text) == ("before any route" not in answer)
+
+
+def test_edits_of_fields_are_shown(tmp_path: Path) -> None:
+    """What is set and what is taken away."""
+    file = tmp_path / "routes.toml"
+    file.write_text("""
+[gateway]
+listen = "127.0.0.1:0"
+[[route]]
+name = "a"
+upstream = "ws://x"
+set_fields = { X-Edge = "1", X-Zone = "b" }
+remove_fields = ["Cookie", "X-Debug"]
+""")
+    text = explain(config.load(file), "ws://h/")
+    assert "sets: X-Edge: 1\nsets: X-Zone: b\nremoves: cookie, x-debug\n" in text
 
 
 def test_a_path_that_no_route_may_see() -> None:
