@@ -125,7 +125,7 @@ def relay(chance: Random) -> bytes:
     return b"".join(out)
 
 
-SAMPLES["relay"] = relay
+SAMPLES["relay"] = SAMPLES["core"] = relay
 
 
 EXTENSIONS = (

@@ -17,6 +17,7 @@ import h11
 from gateway.errors import ClientError, UpstreamError
 from gateway.protocol.http1 import Head, Request, RequestReader, Response, ResponseReader
 
+from .core_target import fuzz_core
 from .frame_target import fuzz_frames
 from .offer_target import fuzz_offers
 from .relay_target import fuzz_relay
@@ -140,6 +141,7 @@ TARGETS: dict[str, Target] = {
     "offers": fuzz_offers,
     "frames": fuzz_frames,
     "relay": fuzz_relay,
+    "core": fuzz_core,
     "table": fuzz_table,
 }
 
