@@ -2,7 +2,8 @@
 
 Laws of this file:
 
-- "auto" never fails because of io_uring: what cannot be had is said, and uvloop runs.
+- "auto" never fails because of io_uring. It is uvloop as long as the ring is not the cheaper one:
+  measured, 7.9 against 8.9 microseconds for a 64 B echo (tests/bench). Why is said at start.
 - An engine that the table names runs, or nothing does.
 - Only what runs is loaded.
 """
@@ -11,6 +12,7 @@ from gateway.engine.contract import Engine
 from gateway.errors import EngineRefused
 
 DEMANDED = "the table demands it"
+CHEAPER = 'it is the cheaper one; io_uring can be had here by engine = "io_uring"'
 NOT_BUILT = "its extension was not built: no compiler, or no liburing with its headers"
 
 
@@ -22,14 +24,15 @@ def choose(wanted: str) -> tuple[Engine, str]:
     assert wanted in ("auto", "io_uring", "uvloop")
     if wanted == "uvloop":
         return _uvloop(), DEMANDED
+    if wanted == "auto":
+        refused = why_no_uring()
+        return _uvloop(), f"no io_uring: {refused}" if refused else CHEAPER
     engine, refused = _uring()
-    if engine is not None:
-        return engine, DEMANDED if wanted == "io_uring" else "it can be had here"
-    if wanted == "io_uring":
+    if engine is None:
         raise EngineRefused(
             f'engine "io_uring" cannot run here: {refused}; engine = "auto" runs uvloop instead'
         )
-    return _uvloop(), f"no io_uring: {refused}"
+    return engine, DEMANDED
 
 
 def why_no_uring() -> str:

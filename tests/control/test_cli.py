@@ -204,7 +204,7 @@ def test_the_start_line_says_what_runs_and_where(table: Path, tmp_path: Path) ->
     table.write_text(text)
     with started(table) as (process, line):
         assert (
-            'engine=io_uring reason="it can be had here"' in line
+            'engine=uvloop reason="it is the cheaper one; ' in line
             or 'engine=uvloop reason="no io_uring: ' in line
         )
         assert f"version={__version__} " in line
