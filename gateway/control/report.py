@@ -352,18 +352,16 @@ def _text_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
     for key, value in fields.items():
         if isinstance(value, dict):
             words += [
-                f"{key}.{inner}={_shown(part)}"
+                f"{key}.{inner}={quoted(part) if isinstance(part, str) else part}"
                 for inner, part in value.items()
                 if part or (part is not None and key == "phases_ms")
             ]
-        elif value or value == 0:
-            words.append(f"{key}={_shown(value)}")
+        elif isinstance(value, str):
+            if value:
+                words.append(f"{key}={quoted(value)}")
+        elif value is not None:  # a number, which has nothing to quote
+            words.append(f"{key}={value}")
     return " ".join(words).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def _shown(value: Value) -> str:
-    """The value behind `key=`. A number has nothing to quote."""
-    return quoted(value) if isinstance(value, str) else str(value)
 
 
 class Report:

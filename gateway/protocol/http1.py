@@ -20,6 +20,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 
 import httptools
@@ -190,6 +191,7 @@ SENTENCES = {
 }
 
 
+@lru_cache(maxsize=256)
 def reason_of(status: int) -> bytes:
     """The reason phrase of a status; empty where it has none (RFC 9112 4 allows that)."""
     try:
@@ -253,7 +255,11 @@ def is_token(value: bytes) -> bool:
 def parse_list(values: Iterable[bytes]) -> list[bytes]:
     """The elements of a comma-separated list over several fields, empty ones left out
     (RFC 9110 5.6.1). Only for lists whose elements have no quoted strings."""
-    elements = (element.strip(b" \t") for element in b",".join(values).split(b","))
+    text = b",".join(values)
+    if b"," not in text:  # nearly always
+        text = text.strip(b" \t")
+        return [text] if text else []
+    elements = [element.strip(b" \t") for element in text.split(b",")]
     return [element for element in elements if element]
 
 
@@ -511,7 +517,7 @@ def _parse_connection(values: dict[bytes, list[bytes]]) -> frozenset[bytes]:
     options = parse_list(values.get(b"connection", []))
     if not all(map(is_token, options)):
         raise _HeadError(400, "The Connection field is malformed.")
-    return frozenset(option.lower() for option in options)
+    return frozenset([option.lower() for option in options])
 
 
 def _parse_framing(
