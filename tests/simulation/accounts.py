@@ -14,6 +14,7 @@ from simulation.watch import hold
 from simulation.world import AFTERWARDS, World
 
 CLIENT_GONE = 499
+LINGER_MIN = 1.0 - GRAIN               # seconds; no close_timeout in here is shorter
 LINGER = 5.0                           # seconds; no close_timeout in here is longer
 
 
@@ -142,6 +143,11 @@ def check_session(
          f"records: {name} saw {seen}, and the records have {said}")
     if client.listens_well and not client.far.was_reset and said and is_over:
         hold(len(seen) == len(said) or has_relay, f"lost: {name} saw {seen} of answers {said}")
+    if client.far.was_reset and answers and answers[-1].whole and not has_relay:
+        at = client.deeds["was reset"]
+        hold(at >= records[-1].ended + LINGER_MIN or world.kill_at <= at or
+             client.far.reset_why == "late",
+             f"cut: {name} was reset at {at:.3f}, right behind its answer")
     for answer in answers:
         check_answer(client, answer, whole=finished and not client.far.was_reset)
     for one in records:

@@ -186,7 +186,7 @@ class Reception:
 
 
 _KINDS = {
-    "accept": 100, "refuse": 4, "refuse chunked": 3, "refuse until fin": 2, "refuse cut": 3,
+    "accept": 100, "refuse": 4, "refuse chunked": 3, "refuse until fin": 2, "refuse cut": 6,
     "silent": 2, "fin": 1, "reset": 1, "close": 1, "vanish": 1, "wrong key": 2, "garbage": 2,
     "odd protocol": 1, "fin first": 1, "reset first": 1, "close first": 1, "garbage first": 1,
 }

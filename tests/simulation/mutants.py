@@ -259,6 +259,14 @@ class ForgetsTheLastFin(Relay):
 
 
 @_relay
+class DestroysItsFarewell(Relay):
+    """It closes right behind it, whatever still comes."""
+
+    def _after_farewell(self, leg: Leg) -> None:
+        leg.raise_fate(Fate.CLOSE)
+
+
+@_relay
 class EndsACutStreamWell(Relay):
     """A raw upstream whose client went without a Close sees FIN."""
 
@@ -280,6 +288,27 @@ class EndsACutFrameWell(Relay):
         remaining, leg.cursor.remaining = leg.cursor.remaining, 0
         super().finished(side, now)
         leg.cursor.remaining = remaining
+
+
+@_relay
+class FinishesInsideAFrame(Relay):
+    """A side that cut its own frame sees FIN, though one is under way toward it."""
+
+    def _end(self, cause: Cause, side: Side | None, detail: str, now: float) -> None:
+        super()._end(cause, side, detail, now)
+        if cause is Cause.CUT and side is not None:
+            self.legs[side].pending = None
+            self.legs[side].raise_fate(Fate.CLOSE)
+
+
+@_relay
+class ForgetsWhatIsPending(Relay):
+    """A side that finishes is closed, though a farewell to it waits behind a frame."""
+
+    def finished(self, side: Side, now: float) -> None:
+        super().finished(side, now)
+        if self.cause is not None:
+            self.legs[side].raise_fate(Fate.CLOSE)
 
 
 @_relay
@@ -338,6 +367,26 @@ class WaitsForACloseForEver(Relay):
 
     def _await_answer(self, now: float) -> None:
         self._closing_at = math.inf
+
+
+@_relay
+class BlamesWhoCannotAnswer(Relay):
+    """A Close is not answered since the answer is not read."""
+
+    def _unanswered(self, now: float) -> None:
+        for leg in self.legs:
+            leg.reading = True
+        super()._unanswered(now)
+
+
+@_relay
+class IdlesOverEmptyFrames(Relay):
+    """Toward raw bytes, frames without payload are no activity."""
+
+    def _walk(self, leg: Leg, data: bytes, now: float) -> bool:
+        before = leg.cursor.payload
+        only_own = super()._walk(leg, data, now)
+        return only_own or (self.legs[1].raw and leg.cursor.payload == before)
 
 
 @_relay
@@ -487,6 +536,16 @@ class PassesACutRefusal(Session):
 
     def _cut_passing(self, detail: str) -> None:
         self.close(detail)
+
+
+@_session
+class NeverLingers(Session):
+    """It closes right behind its last word."""
+
+    __slots__ = ()
+
+    def linger(self) -> None:
+        self.close("")
 
 
 @_session

@@ -65,10 +65,12 @@ class Plan:
     manners: Manners = field(default_factory=Manners)
 
 
-def cut(dice: random.Random, data: bytes, *, slow: bool = True) -> list[tuple[float, bytes]]:
-    """The same bytes in pieces."""
+def cut(
+    dice: random.Random, data: bytes, *, slow: bool = True, often: float = 0.35
+) -> list[tuple[float, bytes]]:
+    """The same bytes in pieces, cut so often."""
     pieces = []
-    while len(data) > 1 and dice.random() < 0.35:
+    while len(data) > 1 and dice.random() < often:
         at = dice.randrange(1, min(len(data), 200))
         pieces.append(data[:at])
         data = data[at:]
@@ -90,6 +92,7 @@ class Writer:
         self._name = name
         self._is_client = is_client
         self._calm = calm              # says nothing that breaks a rule
+        self._dawdles = dice.random() < 0.25         # is inside a frame most of the time
         self._serial = 0
 
     def _key(self) -> bytes | None:
@@ -109,7 +112,17 @@ class Writer:
         acts: list[Act] = []
         for _ in range(dice.choice([0, 1, 1, 2, 3, 5, 9])):
             acts.append(self._act())
+        if dice.random() < 0.08:
+            acts += [Say(2.5, [(0.0, frame(TEXT, b"", self._key()))]) for _ in range(5)]
         acts += self._end()
+        return Plan(acts, draw_manners(dice))
+
+    def entangled(self) -> Plan:
+        """Inside a frame most of the time, and often never out of it."""
+        dice = self._dice
+        self._dawdles = True
+        acts = [self._act() for _ in range(dice.choice([1, 2, 4]))]
+        acts += self._half(wait(dice)) if dice.random() < 0.5 else self._end()
         return Plan(acts, draw_manners(dice))
 
     def flood(self) -> Plan:
@@ -130,9 +143,9 @@ class Writer:
         for _ in range(dice.choice([2, 5, 9])):
             acts.append(Do(dice.choice([0.0, 0.01, 1.0]), "stall", dice.choice([0.5, 3.0, 9.0])))
             acts.append(Say(dice.choice([9.5, 9.5, 2.0]), [(0.0, self._message())]))
-        if dice.random() < 0.3:
-            acts.insert(0, Do(0.5, "stall"))
-        if dice.random() < 0.5:
+        if dice.random() < 0.4:
+            acts = [Do(0.5, "stall"), *acts[1:2]]
+        if dice.random() < 0.6:
             acts += self._closing(wait(dice))
         return Plan(acts, draw_manners(dice))
 
@@ -147,6 +160,8 @@ class Writer:
             data = frame(dice.choice([PING, PING, PONG]), mark, self._key())
             return Say(wait(dice), cut(dice, data))
         data = b"".join(self._message() for _ in range(dice.choice([1, 1, 1, 2, 6])))
+        if self._dawdles:
+            return Say(wait(dice), [(0.0, data[:20]), (dice.choice([0.4, 3.0, 9.0]), data[20:])])
         return Say(wait(dice), cut(dice, data, slow=dice.random() < 0.3))
 
     def _message(self) -> bytes:
@@ -209,14 +224,18 @@ class Writer:
         if chance < 0.69:
             return [Do(pause, "vanish")]
         if chance < 0.84:
-            whole = self._message()
-            half = whole[: dice.randrange(1, len(whole))] if len(whole) > 1 else whole
-            deeds: list[Act] = [Do(wait(dice), dice.choice(["fin", "reset", "close", "vanish"]))]
-            return [
-                Say(pause, cut(dice, half), whole=False),
-                *(deeds if dice.random() < 0.8 else []),
-            ]
+            return self._half(pause)
         return []
+
+    def _half(self, pause: float) -> list[Act]:
+        """A frame that never ends, and mostly an end."""
+        dice = self._dice
+        whole = self._message()
+        half = whole[: dice.randrange(1, len(whole))] if len(whole) > 1 else whole
+        say = Say(pause, cut(dice, half), whole=False)
+        if dice.random() < 0.2:
+            return [say]
+        return [say, Do(wait(dice), dice.choice(["fin", "fin", "reset", "close", "vanish"]))]
 
     def _closing(self, pause: float) -> list[Act]:
         dice = self._dice

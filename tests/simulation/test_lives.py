@@ -24,18 +24,6 @@ FRESH_BLOCKS = 4
 FRESH_BASE = random.SystemRandom().randrange(1 << 32)
 RELAYS = ["python", "compiled"]
 
-# Each was a failure once: of the gateway, or of what the simulation thought of it.
-MENDED = {
-    183: "frames without payload toward a raw upstream are activity",
-    365: "broken text shows at the end of its message, not in its header",
-    632: "no FIN inside a frame toward a side that cut its own",
-    838: "a session begins when its upstream is lost",
-    1256: "a side that back-pressure holds is not silent",
-    2459: "a farewell waits behind a frame, and the other side finishes",
-    6160: "RST on a Unix socket looks like FIN",
-    21853: "FIN was passed on before a Close that is not UTF-8",
-}
-
 
 def check(base: int, relay: str) -> None:
     """One block."""
@@ -55,14 +43,6 @@ def test_lives_never_lived_before(block: int) -> None:
     base = FRESH_BASE + block * BLOCK
     print(f"base {base}, {RELAYS[block % 2]}")
     check(base, RELAYS[block % 2])
-
-
-@pytest.mark.parametrize("relay", RELAYS)
-@pytest.mark.parametrize("seed", MENDED)
-def test_lives_that_once_failed(seed: int, relay: str) -> None:
-    """See MENDED."""
-    _, what = live(seed, relay)
-    assert not what
 
 
 def test_there_are_enough() -> None:
@@ -113,7 +93,7 @@ def _blurred(record: AccessRecord) -> AccessRecord:
 def test_all_causes_and_states_are_lived() -> None:
     """The dice reach every cause of an end, every status, and all phases of a drain."""
     causes, statuses, phases = set(), set(), set()
-    for seed in range(700):
+    for seed in range(400):
         world, _ = live(seed)
         causes |= {record.cause for record in world.notes.records}
         statuses |= {record.status for record in world.notes.records}

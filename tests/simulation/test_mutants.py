@@ -5,7 +5,7 @@ import pytest
 from simulation import lives
 from simulation.mutants import MUTANTS
 
-LIVES_MAX = 800
+LIVES_MAX = 1500
 
 
 def test_there_are_enough() -> None:

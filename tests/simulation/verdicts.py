@@ -28,6 +28,8 @@ def check_end(story: Story) -> None:
         check_raw_end(story, story.upstream)
     check_fins(story)
     for view in story.sides:
+        check_no_early_reset(story, view)
+    for view in story.sides:
         if not view.is_raw:
             check_heartbeat(story, view)
 
@@ -134,12 +136,10 @@ def _is_unanswered(story: Story, view: View, other: View | None) -> bool:
     """The other side's Close was not answered within `close_timeout`."""
     if other is None:
         return True
-    waited = story.settled - other.close_at
-    return (
-        (waited >= story.route.close_timeout - GRAIN
-        and view.close_at > story.settled - story.transit)
-        or bool(view.actor.stalls)
-    )
+    until = story.settled - story.transit
+    is_gagged = view.is_gagged(until) and "vanish" not in view.deeds
+    waited = story.settled - other.close_at >= story.route.close_timeout - GRAIN
+    return bool(view.actor.stalls) or (waited and view.close_at > until and not is_gagged)
 
 
 def _is_at_fault(view: View, kind: str) -> bool:
@@ -313,6 +313,19 @@ def check_fins(story: Story) -> None:
         ):
             hold(other.deeds.get("heard fin", math.inf) <= since + story.transit,
                  f"told: FIN of {view.name} at {since:.3f} did not pass")
+
+
+def check_no_early_reset(story: Story, view: View) -> None:
+    """After a farewell the link stays open for `close_timeout`, unless the side finishes: an RST,
+    such as a close with unread bytes gives, would destroy the last word (RFC 6455 7.1.1)."""
+    at = view.deeds.get("was reset", math.inf)
+    told = story.record.counts[view.side].close_sent is not None
+    given_up = story.is_offender(view) and story.cause in (
+        "lost", "silent", "stalled", "unanswered"
+    )
+    if told and not given_up and view.actor.far.reset_why != "late" and story.world.kill_at > at:
+        hold(at >= story.settled + story.route.close_timeout - GRAIN,
+             f"told: {view.name} was reset at {at:.3f}, right behind its farewell")
 
 
 # --- Heartbeat ----------------------------------------------------------------------------------

@@ -104,7 +104,9 @@ class World:
         self.seed, self.cast, self.talk = seed, whose or Cast(), talk
         self.dice = random.Random(f"life {seed}")
         self.log: list[str] = []
-        self.mood = self.dice.choices(["calm", "wild", "pressed"], [25, 60, 15])[0]
+        self.mood = self.dice.choices(
+            ["calm", "wild", "pressed", "entangled"], [20, 50, 15, 15]
+        )[0]
         self.is_calm = self.mood != "wild"
         self.network = Network(seed, self._weather())
         self.network.now = BEGIN
@@ -161,7 +163,7 @@ class World:
     def _weather(self) -> Weather:
         dice = self.dice
         if self.is_calm:
-            window = 256 * 1024 if self.mood == "calm" else dice.choice([65536, 20_000])
+            window = dice.choice([65536, 20_000]) if self.mood == "pressed" else 256 * 1024
             return Weather(latency=dice.choice([0.0, 0.001]), window=window)
         return Weather(
             latency=dice.choice([0.0, 0.0, 0.0005, 0.02]),
@@ -268,7 +270,7 @@ class World:
             max_sessions_per_client=dice.choice([0, 0, 0, 1]) if odd else 0,
             connect_timeout=dice.choice([0.5, 2.0]),
             answer_timeout=dice.choice([2.0, 15.0]),
-            idle_timeout=dice.choice([0.0, 0.0, 0.0, 6.0]) if odd else 0.0,
+            idle_timeout=dice.choice([0.0, 0.0, 6.0]) if odd else 0.0,
             write_timeout=dice.choice([0.0, 4.0, 30.0]),
             close_timeout=dice.choice([1.0, 5.0]),
             session_timeout=dice.choice([0.0, 0.0, 0.0, 9.0, 25.0]) if odd else 0.0,
@@ -328,7 +330,7 @@ class World:
             deed = dice.choice(["fin", "reset", "close", "vanish", ""])
             plan = Plan([Do(wait(dice), deed)] if deed else [])
         else:
-            calm = self.is_calm or dice.random() < 0.4
+            calm = self.mood in ("calm", "pressed") or dice.random() < 0.4
             plan = self._plan(Writer(dice, name, is_client=True, calm=calm))
         greeting = draw_greeting(
             dice, kind, f"/{route}/{name}", plan, slow=dice.random() < 0.3
@@ -340,11 +342,11 @@ class World:
     def _plan(self, writer: Writer) -> Plan:
         if self.mood == "pressed" and self.dice.random() < 0.9:
             return self.dice.choice([writer.flood, writer.slow])()
-        return writer.plan()
+        return writer.entangled() if self.mood == "entangled" else writer.plan()
 
     def _upstream_came(self, route: str, far: FarEnd, *, raw: bool) -> None:
         dice, name = self.dice, f"u{len(self.upstreams)}"
-        calm = self.is_calm or dice.random() < 0.4
+        calm = self.mood in ("calm", "pressed") or dice.random() < 0.4
         self.note(name, f"is connected, for {route}")
         if raw:
             plan = raw_plan(dice, name, text=route == "raw1", calm=calm)
