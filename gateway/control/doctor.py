@@ -145,8 +145,7 @@ def _engines() -> Iterator[Finding]:
         yield Finding(NOTE, f"uvloop cannot run: {no_uvloop}", "pip install uvloop")
     else:
         yield Finding(GOOD, f"uvloop can be had, version {importlib.metadata.version('uvloop')}")
-    if not (no_uring and no_uvloop):
-        yield Finding(GOOD, f'engine = "auto" runs {"uvloop" if no_uring else "io_uring"}')
+        yield Finding(GOOD, 'engine = "auto" runs uvloop')
 
 
 def _why_no_uvloop() -> str:
@@ -200,13 +199,15 @@ def _demands(table: Table) -> Iterator[Finding]:
 
 def _engine(wanted: str) -> Finding:
     refusals = {"io_uring": why_no_uring(), "uvloop": _why_no_uvloop()}
-    asked = ["io_uring", "uvloop"] if wanted == "auto" else [wanted]
-    if not all(refusals[name] for name in asked):
+    name = "uvloop" if wanted == "auto" else wanted
+    if not refusals[name]:
         return Finding(GOOD, f'engine = "{wanted}" can be had')
-    why = "; ".join(f"{name}: {refusals[name]}" for name in asked)
-    others = [name for name, refused in refusals.items() if not refused]
-    remedy = f'engine = "auto" runs {others[0]} instead' if others else "pip install uvloop"
-    return Finding(MISSING, f'engine = "{wanted}" cannot run: {why}', remedy)
+    remedy = "pip install uvloop"
+    if name == "io_uring" and not refusals["uvloop"]:
+        remedy = 'engine = "auto" runs uvloop instead'
+    return Finding(
+        MISSING, f'engine = "{wanted}" cannot run: {name}: {refusals[name]}', remedy
+    )
 
 
 def _listener(listener: Listener) -> Iterator[Finding]:

@@ -1,10 +1,10 @@
 """The engine contract: verbs, events, promises. Read this before any engine.
 
 An engine talks to the kernel and reports events. It knows no protocol but the relay's rules,
-which come to it as data (`RelayRules`). There are three: `uring` (io_uring), `uv` (uvloop, where
-io_uring is refused) and `memory` (scripted network and virtual clock, for tests). Each behaviour
-below is a test in `tests/engine/test_contract.py`, one class that runs against all of them; what is
-not written here is not relied on.
+which come to it as data (`RelayRules`). There are three: `uv` (uvloop), `uring`
+(io_uring) and `memory` (scripted network and virtual clock, for tests). Each behaviour below is
+a test in `tests/engine/test_contract.py`, one class that runs against all of them; what is not
+written here is not relied on.
 
 **Verbs.** None blocks and none raises because of the network; every outcome is an event. A verb
 on a link that is gone (or never was) does nothing: the event that says so may be on its way. A

@@ -86,7 +86,7 @@ def test_it_says_what_is_here() -> None:
     assert f" {last - first + 1} connections" in line_with(text, "ip_local_port_range")
     assert " ns, " in line_with(text, "a system call takes")
     assert "locked memory" in text
-    assert 'engine = "auto" runs' in text
+    assert 'engine = "auto" runs uvloop' in text
 
 
 def test_the_cost_of_a_call_is_plausible() -> None:
@@ -128,7 +128,7 @@ def test_no_engine_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(doctor, "_why_no_uvloop", lambda: "No module named 'uvloop'")
     text, has_all = examined(table_of(tmp_path))
     assert not has_all
-    assert "io_uring: forbidden; uvloop: No module named 'uvloop'" in line_with(text, "MISSING")
+    assert "cannot run: uvloop: No module named 'uvloop'" in line_with(text, "MISSING")
 
 
 def test_descriptors_that_do_not_suffice(tmp_path: Path) -> None:
