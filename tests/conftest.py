@@ -77,6 +77,12 @@ def why_no_ring() -> str:
     return f"io_uring is forbidden here: {errno.errorcode[number]}" if forbidden else ""
 
 
+@pytest.fixture(scope="session")
+def ring_refused() -> str:
+    """Why io_uring cannot be had here, for tests that then do without; "" if it can."""
+    return why_no_ring()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Files of tests that import what was not built are skipped; in CI they are errors."""
