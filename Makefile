@@ -11,7 +11,8 @@ LIVES   ?= 20000         # of the simulation
 PY := .venv/bin/python
 # What opens a socket or starts a program is left out of test-fast.
 FAST := tests/house tests/words tests/policy tests/protocol tests/control \
-	--ignore=tests/house/test_package.py --ignore=tests/control/test_cli.py \
+	--ignore=tests/house/test_package.py --ignore=tests/house/test_wheel.py \
+	--ignore=tests/control/test_cli.py \
 	--ignore=tests/control/test_doctor.py --ignore=tests/control/test_listening.py
 MAKEFLAGS += --no-print-directory
 
