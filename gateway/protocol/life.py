@@ -10,6 +10,7 @@ transitions. Laws of this file:
 """
 
 import enum
+from sys import intern
 
 from gateway import events
 from gateway.errors import Blame, ClientError
@@ -161,7 +162,7 @@ class Life:
             session=self.number,
             client=shown(self.client),
             peer=shown(accepted.client),
-            listener=str(self.listener.address),
+            listener=intern(str(self.listener.address)),
             started=started,
         )
 

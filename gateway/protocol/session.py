@@ -10,6 +10,7 @@ The states are in `life.py`, with what all of them need; connecting and asking a
 """
 
 from collections.abc import Callable, Mapping
+from sys import intern
 from typing import NamedTuple
 
 from gateway import events
@@ -162,8 +163,8 @@ class Session(Asking):
         )
         self.note(
             client=shown(self.client),
-            method=head.method.decode("ascii"),
-            host=head.host,
+            method=intern(head.method.decode("ascii")),  # an idle WebSocket shares what it can
+            host=intern(head.host),
             path=head.path,
             query=head.query,
         )
