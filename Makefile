@@ -33,7 +33,7 @@ demo: ready      ## run the gateway on routes/demo.toml, http://127.0.0.1:8080
 test: check      ## everything: ruff, mypy, all tests
 	$(PY) -m pytest $(ARGS)
 
-test-fast: ready-to-test   ## tests without sockets and programs: under a minute
+test-fast: ready-to-test   ## tests without sockets and programs: about a minute
 	$(PY) -m pytest $(FAST) $(ARGS)
 
 test-debug: ready-to-test  ## relays and engines, with everything made and freed counted
