@@ -100,7 +100,7 @@ cdef enum:
 
 # Why a direction was not spliced, worst reason first.
 NOT_SPLICED = ["", "no large frame came", "no pipe was free", "text is checked",
-               "payloads are unmasked"]
+               "payloads are unmasked", "bytes are put into frames"]
 cdef enum:
     W_SMALL = 1
     W_NO_PIPE = 2
@@ -279,8 +279,8 @@ cdef class RelayLoop:
             if not slot.relay.legs[side].spliced:
                 if rules.raw and side == CLIENT:
                     why = NOT_SPLICED[4]
-                elif rules.raw_text and side == UPSTREAM:
-                    why = NOT_SPLICED[3]
+                elif rules.raw:
+                    why = NOT_SPLICED[3 if rules.raw_text else 5]
                 else:
                     why = NOT_SPLICED[W_NO_PIPE if slot.far[side].no_pipe else W_SMALL]
             result.append(counts_of(&slot.relay, side, why))
