@@ -3,7 +3,8 @@
     python tools/sanitize.py asan [PYTEST ARGUMENTS]    AddressSanitizer, UBSan, counters, laws
     python tools/sanitize.py 1 [PYTEST ARGUMENTS]       counters and laws alone
 
-The argument is what GATEWAY_DEBUG is for `setup.py`. Without further arguments `TESTS` run. Laws of this file:
+The argument is what GATEWAY_DEBUG is for `setup.py`. Without further arguments `TESTS` run.
+Laws of this file:
 
 - What is in use is not touched: the package is copied to `.tools/debug-...`, built there in place,
   and comes first on the path of the tests and of every program that they start.
