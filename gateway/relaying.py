@@ -472,8 +472,10 @@ class Relay:
         if self._first is not None:
             return
         if rules.idle_timeout and now >= self._active_at + rules.idle_timeout:
-            self._end(Cause.IDLE, None, "idle_timeout", now)
-            return
+            if not any(leg.queued for leg in self.legs):
+                self._end(Cause.IDLE, None, "idle_timeout", now)
+                return
+            self._active_at = now               # a slow side is not idle: see write_timeout
         if rules.heartbeat:
             for leg in self.legs:
                 if not leg.raw and self._is_silent(leg, now):

@@ -922,8 +922,10 @@ cdef void tick_open(Relay *relay, const Rules *rules, double now, Output *out) n
     if relay.first != NO_SIDE:
         return
     if rules.idle_timeout > 0 and now >= relay.active_at + rules.idle_timeout:
-        end_with(relay, rules, C_IDLE, NO_SIDE, D_IDLE, now, out)
-        return
+        if not relay.legs[CLIENT].queued and not relay.legs[UPSTREAM].queued:
+            end_with(relay, rules, C_IDLE, NO_SIDE, D_IDLE, now, out)
+            return
+        relay.active_at = now                   # a slow side is not idle: see write_timeout
     if rules.heartbeat > 0:
         for side in range(2):
             if not relay.legs[side].raw and is_silent(relay, rules, side, now, out):
