@@ -144,7 +144,7 @@ def check_session(
     if client.listens_well and not client.far.was_reset and said and is_over:
         hold(len(seen) == len(said) or has_relay, f"lost: {name} saw {seen} of answers {said}")
     if client.far.was_reset and answers and answers[-1].whole and not has_relay:
-        at = client.deeds["was reset"]
+        at = client.deeds.get("was reset", math.inf)
         hold(at >= records[-1].ended + LINGER_MIN or world.kill_at <= at or
              client.far.reset_why == "late",
              f"cut: {name} was reset at {at:.3f}, right behind its answer")

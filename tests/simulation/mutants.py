@@ -390,6 +390,18 @@ class IdlesOverEmptyFrames(Relay):
 
 
 @_relay
+class IdlesUnderPressure(Relay):
+    """A side that takes its bytes slowly is idle."""
+
+    def _tick_open(self, now: float) -> None:
+        limit = self._rules.idle_timeout
+        if limit and now >= self._active_at + limit and self._first is None:
+            self._end(Cause.IDLE, None, "idle_timeout", now)
+        else:
+            super()._tick_open(now)
+
+
+@_relay
 class NeverPings(Relay):
     """Heartbeat is forgotten."""
 

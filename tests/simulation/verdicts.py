@@ -83,6 +83,8 @@ def _check_order(story: Story) -> None:
         hold(route.idle_timeout > 0, "cause: no idle_timeout is set")
         for view in story.sides:
             since, until = settled - route.idle_timeout + GRAIN, settled - story.transit - GRAIN
+            hold(not view.is_gagged(until) or "vanish" in view.deeds,
+                 f"cause: idle_timeout, and {view.name} was not read")
             hold(not _was_active(view, since, until),
                  f"cause: idle_timeout, and {view.name} was not idle")
 
@@ -182,7 +184,7 @@ def check_in_time(story: Story) -> None:
                  f"progress: {what} of {view.name} at {at:.3f} ended nothing until {ended:.3f}")
     if route.idle_timeout and story.upstream is not None:
         last = max(story.trace.began, *(view.last_byte_at for view in story.sides))
-        hold(ended <= last + route.idle_timeout + slack, "progress: idle_timeout was overlooked")
+        hold(ended <= last + 2 * route.idle_timeout + slack, "progress: idle_timeout was overlooked")
     for view in story.sides:
         if not view.is_raw and view.actor.plan.manners.pong == NEVER:
             _check_silence(story, view, view.last_byte_at)

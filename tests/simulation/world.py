@@ -78,6 +78,7 @@ class Notes:
     errors: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     waiting: bool = False
+    dropped: int = 0
 
     def access(self, record: AccessRecord) -> None:
         """See Report."""
@@ -258,7 +259,7 @@ class World:
 
     def _route(self, name: str) -> Route:
         dice = self.dice
-        odd = not self.is_calm
+        odd = self.mood in ("wild", "entangled")
         return Route(
             name=name, path=f"/{name}/*", upstream=name,
             subprotocols=("binary",) if name.startswith("raw") else (),
@@ -270,7 +271,7 @@ class World:
             max_sessions_per_client=dice.choice([0, 0, 0, 1]) if odd else 0,
             connect_timeout=dice.choice([0.5, 2.0]),
             answer_timeout=dice.choice([2.0, 15.0]),
-            idle_timeout=dice.choice([0.0, 0.0, 6.0]) if odd else 0.0,
+            idle_timeout=0.0 if self.mood == "calm" else dice.choice([0.0, 0.0, 0.0, 6.0]),
             write_timeout=dice.choice([0.0, 4.0, 30.0]),
             close_timeout=dice.choice([1.0, 5.0]),
             session_timeout=dice.choice([0.0, 0.0, 0.0, 9.0, 25.0]) if odd else 0.0,
@@ -295,9 +296,13 @@ class World:
         network.at(self.drain_at, self._ring, signal.SIGTERM)
         if self.is_calm:
             return
-        if dice.random() < 0.12:
+        chance = dice.random()
+        if chance < 0.08:
             self.kill_at = self.drain_at + dice.choice([0.0, 0.3, 4.0])
             network.at(self.kill_at, self._ring, dice.choice([signal.SIGINT, signal.SIGTERM]))
+        elif chance < 0.16:
+            self.kill_at = min(dice.uniform(BEGIN, 20.0), self.drain_at)
+            network.at(self.kill_at, self._ring, signal.SIGINT)
         if dice.random() < 0.1:
             network.at(dice.choice([0.0, 1.0]), self._run_out, dice.choice([3, 4, 5, 6]))
             self.short_until = dice.choice([2.0, 6.0])
