@@ -46,10 +46,10 @@ autobahn: ready-to-test    ## all cases of the Autobahn suite, as client and as 
 	$(PY) -m tests.autobahn.run
 
 fuzz: ready-to-test        ## coverage-guided fuzzing: make fuzz SECONDS=3600
-	$(PY) -m tests.fuzz.run --seconds $(SECONDS)
+	$(PY) -m tests.fuzz.run --seconds $(SECONDS) $(ARGS)
 
 simulation: ready-to-test  ## fresh seeded lives with faults: make simulation LIVES=100000
-	$(PY) -m tests.simulation --lives $(LIVES)
+	$(PY) -m tests.simulation --lives $(LIVES) $(ARGS)
 
 bench: ready-to-test       ## measure beside other proxies: make bench ARGS=--quick
 	$(PY) -m tests.bench $(ARGS)

@@ -12,8 +12,7 @@ Laws of this file:
 - What is not whole (a header, a control frame, a character) is not consumed: the driver gives it
   again with the next bytes. `Cursor.tail` counts it.
 - Payloads are touched only to be unmasked, in place.
-- Output is pieces of the input and of own frames; one call gives a bounded number, then says
-  `more`.
+- Output is pieces of the input and of own frames; one call gives a few, then says `more`.
 """
 
 from libc.math cimport INFINITY
