@@ -15,8 +15,7 @@ Facts that shape it:
   O_NONBLOCK. EAGAIN from a socket is "empty" or "pipe full": the bytes in the pipe are counted.
 - After a large frame the next header is only peeked at. If it is another large one, header and
   payload are spliced together; so a stream of large frames costs three calls a piece.
-- The first large frame's header was read with what came with it. It leaves with MSG_MORE if
-  payload is in the pipe already.
+- The first large frame's header was read with what came with it, and leaves before its payload.
 
 Must never: block, take the GIL per event, close a descriptor while its number may be looked up.
 """
@@ -62,7 +61,6 @@ from gateway.engine.linux cimport (
     EPOLLIN,
     EPOLLOUT,
     EPOLLRDHUP,
-    MSG_MORE,
     MSG_NOSIGNAL,
     MSG_PEEK,
     SHUT_WR,
@@ -393,6 +391,9 @@ cdef class RelayLoop:
         cdef ssize_t count
         if far.large and not leg.cursor.remaining and not far.tail_size:
             count = recv(far.fd, self._hot, PEEK, MSG_PEEK)
+            if count < 0 and errno != EAGAIN and errno != EINTR:
+                self._lose(slot, side, errno)   # the kernel tells an error once: not twice
+                return
             far.large = count > 0 and relay_peeked(
                 &slot.relay, self._terms(slot), side, self._hot, count, SPLICE_MIN
             )
@@ -504,14 +505,11 @@ cdef class RelayLoop:
             slot.far[side].pipe = NO_PIPE
 
     cdef void _begin_splice(self, Slot *slot, int side) noexcept nogil:
-        """The header waits in the output. If payload is there already, it leaves with MSG_MORE.
-
-        What of the header the socket does not take goes ahead of the pipe all the same.
-        """
-        cdef bint more = self._splice_in(slot, side)
+        """The header waits in the output: it leaves first, and what of it the socket does not take
+        goes ahead of the pipe. (An end that a splice finds would throw the output away.)"""
         cdef int other = 1 - side
         if self._out.count[other]:
-            self._send_spans(slot, other, MSG_MORE if more else 0, True)
+            self._send_spans(slot, other, 0, True)
             slot.far[other].ahead = slot.far[other].queue_end - slot.far[other].queue_start
         self._splice(slot, side)
 
@@ -538,9 +536,7 @@ cdef class RelayLoop:
             return True
         if count == 0:
             self._finish_side(slot, side)
-        elif errno == EAGAIN:
-            far.again = 0
-        elif errno != EINTR:
+        elif errno != EAGAIN and errno != EINTR:
             self._lose(slot, side, errno)
         return False
 
@@ -565,7 +561,8 @@ cdef class RelayLoop:
             return True
         if count < 0 and (errno == EAGAIN or errno == EINTR):
             other.blocked = 1
-            other.again = errno == EINTR
+            if errno == EINTR:
+                other.again = 1
         elif count < 0:
             self._send_failed(slot, 1 - side, errno)
         return False

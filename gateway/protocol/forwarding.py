@@ -147,8 +147,13 @@ def _host(request: Request, route: Route, endpoint_host: str) -> bytes:
 
 
 def _is_ours(name: bytes) -> bool:
-    name = name.lower()
-    return name in OWN_FIELDS or name.replace(b"_", b"-") in FORWARDING_FIELDS
+    name = _folded(name)
+    return name in OWN_FIELDS or name in FORWARDING_FIELDS
+
+
+def _folded(name: bytes) -> bytes:
+    """A name as CGI and its heirs see it."""
+    return name.lower().replace(b"_", b"-")
 
 
 def _edited(fields: list[tuple[bytes, bytes]], route: Route) -> list[tuple[bytes, bytes]]:
@@ -158,8 +163,9 @@ def _edited(fields: list[tuple[bytes, bytes]], route: Route) -> list[tuple[bytes
     added = [(name.encode("ascii"), value.encode("ascii")) for name, value in route.set_fields]
     replaced = {name.lower() for name, _ in added}
     assert not replaced & OWN_FIELDS, "a route that sets a field of the handshake"
-    dropped = replaced.union(name.encode("ascii") for name in route.remove_fields)
-    return [pair for pair in fields if pair[0].lower() not in dropped] + added
+    dropped = {_folded(name) for name in replaced}
+    dropped.update(_folded(name.encode("ascii")) for name in route.remove_fields)
+    return [pair for pair in fields if _folded(pair[0]) not in dropped] + added
 
 
 @lru_cache(maxsize=1024)  # clients come again, and ipaddress is slow

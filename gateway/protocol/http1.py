@@ -536,6 +536,9 @@ def _parse_framing(
         if version == (1, 0):
             raise _HeadError(400, "HTTP/1.0 has no Transfer-Encoding.")  # RFC 9112 6.1
         _check_codings([coding.lower() for coding in parse_list(encodings)])
+        if len(encodings) > 1 or encodings[0].lower() != b"chunked":
+            # An empty element of the list (RFC 9110 5.6.1): others do not step over it.
+            raise _HeadError(400, "Transfer-Encoding must be chunked.")
         return None, True
     if not lengths:
         return None, False

@@ -398,3 +398,24 @@ def test_a_reset_while_splicing_raises_no_signal() -> None:
 def test_pipes_that_cannot_be_made_large_are_not_used() -> None:
     """All is copied, and the counters say why."""
     child(NO_PAGES)
+
+
+class TestFirstWords:
+    """What stands before a large frame, and how its stream ends, is not lost by looking ahead."""
+
+    @SIDES
+    def test_whole_messages_before_a_cut_frame_arrive(self, roads: Roads, side: Side) -> None:
+        road = roads.open()
+        whole = b"".join(frame_of(side, b"message %d" % number) for number in range(100))
+        road.send(side, whole + frame_of(side, noise(100_000))[:5_000])
+        road.fars[side].finish()
+        roads.until(lambda: len(road.fars[side.other].received) >= len(whole))
+        assert road.fars[side.other].received[: len(whole)] == whole
+
+    @SIDES
+    def test_a_reset_behind_a_large_frame_is_a_loss(self, roads: Roads, side: Side) -> None:
+        road = roads.open()
+        road.send(side, frame_of(side, noise(65_536)))
+        road.arrives(side, frame_of(side, noise(65_536)))
+        road.fars[side].reset()
+        assert road.ended().cause is Cause.LOST
