@@ -5,6 +5,7 @@ Exit code 1 when something did not hold in a life, or a broken relay was not cau
 
 import argparse
 import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -91,4 +92,5 @@ def hunt(names: Sequence[str], limit: int, base: int) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.exit(main(sys.argv[1:]))

@@ -80,9 +80,12 @@ def live_on_all_cores(base: int, lives: int, relays: Sequence[str]) -> Iterator[
         for at in range(0, lives, CHUNK)
     ]
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+    pool = concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=spawn)
+    try:
         for future in [pool.submit(live_many, *job) for job in jobs]:
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)     # whoever stops early waits for one chunk only
 
 
 def hunt(name: str, lives: int, base: int = 0) -> tuple[int, str] | None:
