@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> int:
         recorded.dump(scripts, arguments.record)
         print(f"{len(scripts)} scripts of {arguments.lives} lives from {base}")
         return 0
-    relays = [arguments.relay] if arguments.relay else ["python", "compiled"]
+    relays = [arguments.relay] if arguments.relay else lives.RELAYS
     return run(base, arguments.lives, relays)
 
 
