@@ -3,8 +3,7 @@
 """The rules of a relay in C: what `gateway/relaying.py` and `gateway/frames.py` say, to the byte.
 
 Those two are the reference and carry the reasons; this file follows them function by function,
-and a change is made there first. Random and hostile streams through both must give the same
-(`tests/engine/test_relay.py`).
+and a change is made there first. `tests/engine/test_relay.py`: random streams through both, alike.
 
 Laws of this file:
 

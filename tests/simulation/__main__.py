@@ -5,6 +5,7 @@ Exit code 1 when something did not hold in a life, or a broken relay was not cau
 
 import argparse
 import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def main(words: Sequence[str]) -> int:
         recorded.dump(scripts, arguments.record)
         print(f"{len(scripts)} scripts of {arguments.lives} lives from {base}")
         return 0
-    relays = [arguments.relay] if arguments.relay else ["python", "compiled"]
+    relays = [arguments.relay] if arguments.relay else lives.RELAYS
     return run(base, arguments.lives, relays)
 
 
@@ -91,4 +92,5 @@ def hunt(names: Sequence[str], limit: int, base: int) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.exit(main(sys.argv[1:]))

@@ -2,24 +2,32 @@
 
 import concurrent.futures
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gateway.engine import relay as compiled_rules
-from gateway.engine.compiled import CompiledRelay
 from simulation.judge import judge
 from simulation.mutants import MUTANTS
 from simulation.watch import BrokenInvariantError
 from simulation.world import Cast, World
 
-CASTS = {
-    "python": Cast(),
-    "compiled": Cast(relay=CompiledRelay, name="compiled"),
-    **MUTANTS,
-}
+CASTS = {"python": Cast(), **MUTANTS}
+RELAYS = ["python"]                    # the sound ones that are here
+if importlib.util.find_spec("gateway.engine.compiled") is None:
+
+    def make_predictable(on: bool) -> None:
+        """Nothing is compiled here."""
+
+else:
+    from gateway.engine.compiled import CompiledRelay
+    from gateway.engine.relay import make_predictable
+
+    CASTS["compiled"] = Cast(relay=CompiledRelay, name="compiled")
+    RELAYS.append("compiled")
+
 CHUNK = 50                             # lives that a process is given at once
 SHOWN = 12                             # lines of a traceback
 
@@ -41,12 +49,12 @@ class Failure:
 
 @contextlib.contextmanager
 def predictable() -> Iterator[None]:
-    """The compiled rules draw the same masks and pings each time."""
-    compiled_rules.make_predictable(True)
+    """The compiled rules, where there are any, draw the same masks and pings each time."""
+    make_predictable(True)
     try:
         yield
     finally:
-        compiled_rules.make_predictable(False)
+        make_predictable(False)
 
 
 def live(seed: int, relay: str = "python", *, talk: bool = False) -> tuple[World, str]:
@@ -80,9 +88,12 @@ def live_on_all_cores(base: int, lives: int, relays: Sequence[str]) -> Iterator[
         for at in range(0, lives, CHUNK)
     ]
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+    pool = concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=spawn)
+    try:
         for future in [pool.submit(live_many, *job) for job in jobs]:
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)     # whoever stops early waits for one chunk only
 
 
 def hunt(name: str, lives: int, base: int = 0) -> tuple[int, str] | None:

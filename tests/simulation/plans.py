@@ -122,7 +122,9 @@ class Writer:
         dice = self._dice
         self._dawdles = True
         acts = [self._act() for _ in range(dice.choice([1, 2, 4]))]
-        acts += self._half(wait(dice)) if dice.random() < 0.5 else self._end()
+        acts += self._half(0.0) if dice.random() < 0.6 else self._end()
+        for act in acts:
+            act.wait = min(act.wait, dice.choice([0.0, 0.0, 0.5]))
         return Plan(acts, draw_manners(dice))
 
     def flood(self) -> Plan:

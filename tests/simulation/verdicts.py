@@ -184,8 +184,8 @@ def check_in_time(story: Story) -> None:
                  f"progress: {what} of {view.name} at {at:.3f} ended nothing until {ended:.3f}")
     if route.idle_timeout and story.upstream is not None:
         last = max(story.trace.began, *(view.last_byte_at for view in story.sides))
-        due = last + 2 * route.idle_timeout
-        hold(ended <= due + slack, "progress: idle_timeout was overlooked")
+        hold(ended <= last + 2 * route.idle_timeout + slack,
+             "progress: idle_timeout was overlooked")
     for view in story.sides:
         if not view.is_raw and view.actor.plan.manners.pong == NEVER:
             _check_silence(story, view, view.last_byte_at)
