@@ -51,6 +51,11 @@ PASSING_ERRORS = frozenset(
 # Names of timers; see core.py.
 ACCEPT_TIMER, CONNECT_TIMER = "accept", "connect"
 
+# Bytes that a socket keeps unsent before it counts as full. By default that is megabytes, and a
+# reader that is slow but steady shows no progress for as long as they last: it would seem stalled,
+# and silent, since a ping waits behind them.
+NOTSENT_MAX = 128 * 1024
+
 
 class Arrivals(Reactor):
     """The part of `SocketEngine` that makes links."""
@@ -76,6 +81,7 @@ class Arrivals(Reactor):
         if not bound.is_unix:
             # Linux hands it on to what is accepted: a system call less for each.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_MAX)
         self._listeners[listener.number] = listener
         self.touch(listener)
         return listener.number
@@ -223,3 +229,4 @@ class Arrivals(Reactor):
         if not link.is_unix:
             assert link.sock is not None
             link.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            link.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_MAX)
