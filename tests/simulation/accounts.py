@@ -14,6 +14,7 @@ from simulation.watch import hold
 from simulation.world import AFTERWARDS, World
 
 CLIENT_GONE = 499
+ACCEPTS_FAILED = 5                     # accept(2) fails no more often in a row, see World._invite
 LINGER_MIN = 1.0 - GRAIN               # seconds; no close_timeout in here is shorter
 LINGER = 5.0                           # seconds; no close_timeout in here is longer
 
@@ -102,7 +103,7 @@ def check_times(
 def check_nobody_is_dropped(world: World) -> None:
     """Who came before the drain was accepted, also where descriptors had run out for a while."""
     weather = world.network.weather
-    patience = 2 * (weather.latency + weather.jitter) + 2 * ACCEPT_RETRY + GRAIN
+    patience = 2 * (weather.latency + weather.jitter) + ACCEPTS_FAILED * ACCEPT_RETRY + GRAIN
     if max(world.short_until, 0.0) + patience > min(world.drain_at, world.kill_at):
         return
     accepted = {one.client for one in world.accepted.values()}

@@ -213,7 +213,9 @@ def _check_silence(story: Story, view: View, since: float) -> None:
     if story.trace.held[other.side]:
         return                                      # no ping fits into a frame that is held
     begin = max(since, story.trace.began)
-    limit = begin + route.heartbeat + 2 * route.heartbeat_timeout + 1.0
+    # No ping fits into a frame that the other side takes its time for.
+    framed = sum(until - at for at, until in other.actor.in_frame if until < math.inf)
+    limit = begin + framed + route.heartbeat + 2 * route.heartbeat_timeout + 1.0
     hold(story.ended <= limit + story.transit + 2 * route.close_timeout,
          f"progress: {view.name} was silent since {begin:.3f}, until {story.ended:.3f}")
 
