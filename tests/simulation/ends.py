@@ -252,6 +252,11 @@ class Client(Actor):
         self.came_at = stage.network.now
         super().__init__(stage, far, name, greeting.plan, is_client=True)
 
+    @property
+    def got(self) -> bytes:
+        """See Actor. There is no stream before a whole 101."""
+        return super().got if self.upgraded else b""
+
     def come(self) -> None:
         """Say the requests."""
         self.note(f"comes: {self.greeting.kind} to {self.greeting.path}")

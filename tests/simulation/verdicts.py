@@ -12,6 +12,7 @@ from simulation.plans import NEVER
 from simulation.story import GRAIN, Story, View
 from simulation.watch import hold
 
+INSTANT = 1e-6                         # seconds: what happened at once has happened before
 OWN_FAULT = {"framing": 1002, "text": 1007, "too big": 1009}
 LOST_LIKE = ("cut", "lost", "silent", "stalled", "unanswered", *OWN_FAULT)
 BY_ORDER = ("idle timeout", "session timeout", "drain", "killed")
@@ -83,7 +84,7 @@ def _check_order(story: Story) -> None:
         hold(route.idle_timeout > 0, "cause: no idle_timeout is set")
         for view in story.sides:
             since, until = settled - route.idle_timeout + GRAIN, settled - story.transit - GRAIN
-            hold(not view.is_gagged(until) or "vanish" in view.deeds,
+            hold(until < since or not view.is_gagged(until) or "vanish" in view.deeds,
                  f"cause: idle_timeout, and {view.name} was not read")
             hold(not _was_active(view, since, until),
                  f"cause: idle_timeout, and {view.name} was not idle")
@@ -115,7 +116,7 @@ def _is_closed_hard(view: View) -> bool:
 def _is_silent(story: Story, view: View) -> bool:
     """It gave no sign of life for `heartbeat_timeout`."""
     route = story.route
-    since = story.settled - route.heartbeat_timeout     # when it was pinged
+    since = story.settled - route.heartbeat_timeout + INSTANT     # when it was pinged
     until = story.settled - story.transit
     gagged = view.is_gagged(until) and "vanish" not in view.deeds
     return bool(route.heartbeat) and not view.spoke_between(since, until) and not gagged
@@ -139,7 +140,9 @@ def _is_unanswered(story: Story, view: View, other: View | None) -> bool:
     if other is None:
         return True
     until = story.settled - story.transit
-    is_gagged = view.is_gagged(until) and "vanish" not in view.deeds
+    is_gagged = view.is_gagged(until) and "vanish" not in view.deeds and any(
+        begin <= until and end > story.settled + GRAIN for begin, end in other.actor.stalls
+    )
     waited = story.settled - other.close_at >= story.route.close_timeout - GRAIN
     return bool(view.actor.stalls) or (waited and view.close_at > until and not is_gagged)
 
