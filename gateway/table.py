@@ -18,10 +18,15 @@ class GatewaySettings:
     """`[gateway]`."""
 
     engine: str = "auto"
+    workers: int = 0                     # processes; 0: "auto", the CPUs this one may use
+    pin: bool = False                    # each worker to one CPU
+    admin: Address | None = None         # health and metrics; None: nowhere
+    control: str | None = ""             # its socket's file; "": the usual place; None: nowhere
     drain: float = 30.0
+    drain_delay: float = 0.0             # from "not ready" to the end of accepting
     log: str = "text"
     log_query: bool = False
-    max_sessions: int = 0                # per process; 0: (RLIMIT_NOFILE - 512) / 2
+    max_sessions: int = 0                # per worker; 0: (RLIMIT_NOFILE - 512) / 2
     trusted_proxies: tuple[Network, ...] = ()
 
 
@@ -59,6 +64,7 @@ class Upstream:
     path: str = ""                       # "" or "/": the client's own path
     balance: str = "least-connections"   # round-robin | least-connections | random-two | hash
     hash_on: str = "address"             # or path:NAME | query:NAME | header:NAME | cookie:NAME
+    resolve: float = 30.0                # from one look-up of its names to the next
 
     @property
     def own_path(self) -> str:
@@ -111,6 +117,7 @@ class Route:
     heartbeat_timeout: float = 20.0
     drain_code: int = 1001
     drain_reason: str = "gateway is going away"
+    reload_drain: float = 0.0            # off: sessions stay on the terms they began with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

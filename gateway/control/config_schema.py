@@ -202,7 +202,7 @@ GATEWAY = Section(
             addresses.network, 'a list of networks such as ["10.0.0.0/8"]', empty=True
         ),
     },
-    frozenset({"workers", "admin", "control", "drain_delay"}),
+    frozenset({"workers", "pin", "admin", "control", "drain_delay"}),
 )
 
 LISTENER = Section(
