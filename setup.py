@@ -62,7 +62,10 @@ class BuildWhatCanBe(build_ext):
             raise CompileError(str(error)) from error
 
 
-NAMES = ("ledger", "relay", "relay_report", "compiled", "pipes", "relay_loop", "epoll_relays")
+NAMES = (
+    "ledger", "relay", "relay_report", "compiled", "pipes",
+    "relay_slots", "relay_carriage", "relay_loop", "epoll_relays",
+)
 
 WANTED = [part(name) for name in NAMES]
 if LIBURING := liburing():

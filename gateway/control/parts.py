@@ -41,7 +41,8 @@ class Part:
 
 RELAY = Part(
     "relay",
-    ("ledger", "relay", "relay_report", "pipes", "relay_loop", "epoll_relays"),
+    ("ledger", "relay", "relay_report", "pipes", "relay_slots", "relay_carriage",
+     "relay_loop", "epoll_relays"),
     COMPILER,
     "relays run in Python: the same rules, slower, and nothing is spliced",
 )

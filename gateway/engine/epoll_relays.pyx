@@ -30,7 +30,8 @@ from gateway.engine.linux cimport (
     epoll_event,
     epoll_wait,
 )
-from gateway.engine.relay_loop cimport UNWATCHED, Far, RelayLoop, Slot, clock
+from gateway.engine.relay_loop cimport RelayLoop
+from gateway.engine.relay_slots cimport UNWATCHED, Far, Slot, clock
 
 cdef enum:
     BATCH = 256                      # events of one epoll_wait

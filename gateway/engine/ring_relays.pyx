@@ -39,11 +39,11 @@ from gateway.engine.linux cimport (
     epoll_event,
     epoll_wait,
 )
-from gateway.engine.relay_loop cimport UNWATCHED, Far, RelayLoop, Slot, clock
+from gateway.engine.relay_loop cimport RelayLoop
+from gateway.engine.relay_slots cimport CHUNK, UNWATCHED, Far, Slot, clock
 from gateway.engine.uring_ring cimport Completion, Ring
 
 cdef enum:
-    CHUNK = 256                      # as in relay_loop.pyx
     FOUND_MAX = 1024                 # descriptors that Python is told of in one turn
     LOOK_EVERY = 16                  # completions between two looks at the clock
     # User data, from the lowest bit: operation (4), place (36), generation (24).

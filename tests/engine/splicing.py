@@ -19,7 +19,7 @@ from gateway.errors import Fault
 from gateway.events import Cause, LegCounts, RelayRules, Side
 
 PATIENCE_S = 20.0
-SPLICE_MIN = 32 * 1024             # of relay_loop.pyx: what is left of a frame is spliced from here
+SPLICE_MIN = 32 * 1024         # of relay_carriage.pyx: what is left of a frame is spliced from here
 PIPE = 256 * 1024                  # bytes of one pipe
 HOT = 256 * 1024                   # bytes of one read
 MASK = b"\x01\x02\x03\x04"

@@ -1,0 +1,69 @@
+"""How bytes of a compiled relay are carried. See relay_carriage.pyx."""
+
+cimport cython
+from libc.stdint cimport uint8_t, uint64_t
+
+from gateway.engine.pipes cimport NO_PIPE, Pipes
+from gateway.engine.relay cimport Output
+from gateway.engine.relay_slots cimport Far, RelaySlots, Slot
+
+cdef class RelayCarriage(RelaySlots):
+    cdef uint8_t *_hot
+    cdef Output *_out
+    cdef Pipes pipes
+    cdef double now
+    cdef readonly uint64_t queues    # buffers that are allocated now
+    cdef readonly uint64_t tails
+
+    @cython.final
+    cdef inline void _begin_output(self) noexcept nogil:
+        self._out.count[0] = self._out.count[1] = 0
+        self._out.own_used = 0
+
+    @cython.final
+    cdef inline void _put_out(self, Slot *slot) noexcept nogil:
+        """Send what the rules gave; what a socket does not take is kept for it."""
+        cdef int side
+        for side in range(2):
+            if self._out.count[side]:
+                self._send_spans(slot, side, 0, False)
+
+    @cython.final
+    cdef inline bint _pipe_before(self, Slot *slot, int side) noexcept nogil:
+        """Spliced bytes for this side wait in a pipe: they come first."""
+        cdef int index = slot.far[1 - side].pipe
+        return index != NO_PIPE and self.pipes.pipes[index].held > 0
+
+    @cython.final
+    cdef inline bint _pipe_is_stuck(self, Slot *slot, int side) noexcept nogil:
+        """What came from here waits in its pipe for the other, who takes nothing now: nothing more
+        is read until it does. (How much a pipe takes is told in segments, not in bytes: whether
+        it is full cannot be known, and asking would spin.)"""
+        cdef int index = slot.far[side].pipe
+        return index != NO_PIPE and self.pipes.pipes[index].held > 0 and slot.far[1 - side].blocked
+
+    cdef bint _may_splice(self, Slot *slot, int side) noexcept nogil
+    cdef bint _read_last(self, Slot *slot, int side) noexcept nogil
+    cdef bint _splice_in(self, Slot *slot, int side) noexcept nogil
+    cdef bint _splice_out(self, Slot *slot, int side) noexcept nogil
+    cdef bint _take_pipe(self, Slot *slot, int side) noexcept nogil
+    cdef int _fault_index(self, int number) noexcept nogil
+    cdef void _begin_splice(self, Slot *slot, int side) noexcept nogil
+    cdef void _close_far(self, Slot *slot, int side, bint abort) noexcept nogil
+    cdef void _drop_queue(self, Far *far) noexcept nogil
+    cdef void _feed(self, Slot *slot, int side, const uint8_t *data, size_t size) noexcept nogil
+    cdef void _feed_hot(self, Slot *slot, int side, size_t size) noexcept nogil
+    cdef void _finish_side(self, Slot *slot, int side) noexcept nogil
+    cdef void _flush(self, Slot *slot, int side) noexcept nogil
+    cdef void _give_pipe_back(self, Slot *slot, int side) noexcept nogil
+    cdef void _keep(self, Slot *slot, int side, const uint8_t *data, size_t size) noexcept nogil
+    cdef void _keep_tail(
+        self, Slot *slot, int side, const uint8_t *data, size_t size
+    ) noexcept nogil
+    cdef void _lose(self, Slot *slot, int side, int number) noexcept nogil
+    cdef void _lose_with_fault(self, Slot *slot, int side) noexcept nogil
+    cdef void _receive(self, Slot *slot, int side) noexcept nogil
+    cdef void _send_failed(self, Slot *slot, int side, int number) noexcept nogil
+    cdef void _send_spans(self, Slot *slot, int side, int flags, bint ahead) noexcept nogil
+    cdef void _splice(self, Slot *slot, int side) noexcept nogil
+    cdef void forget(self, Slot *slot, int side) noexcept nogil

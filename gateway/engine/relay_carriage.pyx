@@ -1,0 +1,468 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False
+"""How bytes of a compiled relay are carried: read, spliced, sent, queued; without the GIL.
+
+Facts that shape it:
+
+- A relay that flows costs recv, send, recv, send an echo, and a share of a wait.
+- One hot buffer for all: what is read is sent at once. An idle relay owns no buffer; what a
+  socket did not take is copied to a queue that is freed when it is empty.
+- splice(2) moves the rest of a large frame socket, pipe, socket: exactly the payload, so that the
+  next header is read here again. `SPLICE_F_NONBLOCK` covers the pipe alone; sockets are
+  O_NONBLOCK. EAGAIN from a socket is "empty" or "pipe full": the bytes in the pipe are counted.
+- After a large frame the next header is only peeked at. If it is another large one, header and
+  payload are spliced together; so a stream of large frames costs three calls a piece.
+- The first large frame's header was read with what came with it, and leaves before its payload.
+
+Must never: block, take the GIL per event, close a descriptor while its number may be looked up.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove, memset
+
+from gateway.engine.ledger cimport (
+    L_DESCRIPTORS,
+    L_QUEUES,
+    L_TAILS,
+    count_freed,
+    count_made,
+)
+from gateway.engine.linux cimport (
+    MSG_NOSIGNAL,
+    MSG_PEEK,
+    SO_LINGER,
+    SOL_SOCKET,
+    SPLICE_F_MOVE,
+    SPLICE_F_NONBLOCK,
+    close_fd,
+    iovec,
+    linger,
+    msghdr,
+    recv,
+    send,
+    sendmsg,
+    setsockopt,
+    splice,
+)
+from gateway.engine.pipes cimport NO_PIPE, PIPES_MAX, Pipe, Pipes
+from gateway.engine.relay cimport (
+    D_FAULT,
+    OPEN,
+    RESET,
+    TAIL_MAX,
+    Leg,
+    Output,
+    relay_finished,
+    relay_lost,
+    relay_peeked,
+    relay_received,
+    relay_sent,
+    relay_spliced,
+)
+from gateway.engine.relay_report import FAULTS
+from gateway.errors import fault_of
+
+cdef enum:
+    HOT = 256 * 1024            # bytes of one read
+    SPLICE_MIN = 32 * 1024      # bytes still to come from which a splice is cheaper than a copy
+    PEEK = 14                   # bytes: a header, whatever its length
+    PIECES = 16                 # splices of one relay in a row, so that others get their turn
+
+
+cdef class RelayCarriage(RelaySlots):
+    """The part of `RelayLoop` that moves bytes."""
+
+    def __cinit__(self, pipes_max=PIPES_MAX, **_subclass):
+        self._hot = <uint8_t *>malloc(TAIL_MAX + HOT)
+        self._out = <Output *>malloc(sizeof(Output))
+        if self._hot == NULL or self._out == NULL:
+            raise MemoryError
+        self.pipes = Pipes(pipes_max)
+
+    def __dealloc__(self):
+        free(self._hot)
+        free(self._out)
+
+    cdef void forget(self, Slot *slot, int side) noexcept nogil:
+        """This side's descriptor is about to be closed."""
+
+    # --- Reading -------------------------------------------------------------------------------
+
+    cdef void _receive(self, Slot *slot, int side) noexcept nogil:
+        """Read once, or splice on."""
+        cdef Far *far = &slot.far[side]
+        cdef Leg *leg = &slot.relay.legs[side]
+        cdef ssize_t count
+        if far.large and not leg.cursor.remaining and not far.tail_size:
+            count = recv(far.fd, self._hot, PEEK, MSG_PEEK)
+            if count < 0 and errno != EAGAIN and errno != EINTR:
+                self._lose(slot, side, errno)   # the kernel tells an error once: not twice
+                return
+            far.large = count > 0 and relay_peeked(
+                &slot.relay, self._terms(slot), side, self._hot, count, SPLICE_MIN
+            )
+        if far.pipe != NO_PIPE or self._may_splice(slot, side):
+            self._splice(slot, side)
+            return
+        if far.tail_size:
+            memcpy(self._hot, far.tail, far.tail_size)
+        count = recv(far.fd, self._hot + far.tail_size, HOT, 0)
+        if count > 0:
+            if count == HOT:
+                far.again = 1
+            self._feed_hot(slot, side, far.tail_size + <size_t>count)
+        elif count == 0:
+            self._finish_side(slot, side)
+        elif errno != EAGAIN and errno != EINTR:
+            self._lose(slot, side, errno)
+
+    cdef void _feed(self, Slot *slot, int side, const uint8_t *data, size_t size) noexcept nogil:
+        """Early bytes, by way of the hot buffer, since payloads may be unmasked in place."""
+        cdef size_t piece
+        cdef Far *far = &slot.far[side]
+        while size:
+            piece = size if size < HOT else HOT
+            if far.tail_size:
+                memcpy(self._hot, far.tail, far.tail_size)
+            memcpy(self._hot + far.tail_size, data, piece)
+            self._feed_hot(slot, side, far.tail_size + piece)
+            data += piece
+            size -= piece
+
+    cdef void _feed_hot(self, Slot *slot, int side, size_t size) noexcept nogil:
+        """Walk `size` bytes of the hot buffer and send what passes."""
+        cdef Far *far = &slot.far[side]
+        cdef Leg *leg = &slot.relay.legs[side]
+        cdef uint8_t *at = self._hot
+        cdef size_t used
+        cdef bint more = True
+        while more:
+            self._begin_output()
+            used = relay_received(
+                &slot.relay, self._terms(slot), side, at, size, self.now, self._out
+            )
+            at += used
+            size -= used
+            more = self._out.more
+            if not more and self._may_splice(slot, side):
+                self._begin_splice(slot, side)
+                continue
+            self._put_out(slot)
+        far.large = leg.cursor.frame_size >= SPLICE_MIN
+        self._keep_tail(slot, side, at, size)
+
+    cdef void _keep_tail(
+        self, Slot *slot, int side, const uint8_t *data, size_t size
+    ) noexcept nogil:
+        """What is not whole waits for the next read, in a buffer that lives only so long."""
+        cdef Far *far = &slot.far[side]
+        if size:
+            if far.tail == NULL:
+                far.tail = <uint8_t *>malloc(TAIL_MAX)
+                if far.tail == NULL:
+                    self._lose(slot, side, ENOMEM)
+                    return
+                self.tails += 1
+                count_made(L_TAILS)
+            memcpy(far.tail, data, size)
+        elif far.tail != NULL:
+            free(far.tail)
+            far.tail = NULL
+            self.tails -= 1
+            count_freed(L_TAILS)
+        far.tail_size = <uint8_t>size
+
+    cdef void _finish_side(self, Slot *slot, int side) noexcept nogil:
+        if slot.far[side].fault:
+            return                                  # behind a failed send comes only its loss
+        self._begin_output()
+        relay_finished(&slot.relay, self._terms(slot), side, self.now, self._out)
+        self._put_out(slot)
+
+    cdef bint _read_last(self, Slot *slot, int side) noexcept nogil:
+        """Read once from a side that takes nothing more; True if there were bytes."""
+        cdef Far *far = &slot.far[side]
+        cdef ssize_t count
+        if far.tail_size:
+            memcpy(self._hot, far.tail, far.tail_size)
+        count = recv(far.fd, self._hot + far.tail_size, HOT, 0)
+        if count <= 0:
+            return False
+        self._feed_hot(slot, side, far.tail_size + <size_t>count)
+        return True
+
+    # --- Splicing ------------------------------------------------------------------------------
+
+    cdef bint _may_splice(self, Slot *slot, int side) noexcept nogil:
+        """Whether the kernel had better move the rest of this side's frame, and can."""
+        cdef Leg *leg = &slot.relay.legs[side]
+        return (
+            leg.cursor.remaining >= SPLICE_MIN
+            and slot.far[side].pipe == NO_PIPE
+            and not slot.relay.cause
+            and leg.reading
+            and not self._terms(slot).raw
+            and slot.relay.legs[1 - side].fate == OPEN
+            and self._take_pipe(slot, side)
+        )
+
+    cdef bint _take_pipe(self, Slot *slot, int side) noexcept nogil:
+        cdef Far *other = &slot.far[1 - side]
+        slot.far[side].pipe = self.pipes.take()
+        if slot.far[side].pipe == NO_PIPE:
+            slot.far[side].no_pipe = 1
+            return False
+        other.ahead = other.queue_end - other.queue_start       # older than what the pipe will hold
+        return True
+
+    cdef void _give_pipe_back(self, Slot *slot, int side) noexcept nogil:
+        if slot.far[side].pipe != NO_PIPE:
+            self.pipes.give_back(slot.far[side].pipe)
+            slot.far[side].pipe = NO_PIPE
+
+    cdef void _begin_splice(self, Slot *slot, int side) noexcept nogil:
+        """The header waits in the output: it leaves first, and what of it the socket does not take
+        goes ahead of the pipe. (An end that a splice finds would throw the output away.)"""
+        cdef int other = 1 - side
+        if self._out.count[other]:
+            self._send_spans(slot, other, 0, True)
+            slot.far[other].ahead = slot.far[other].queue_end - slot.far[other].queue_start
+        self._splice(slot, side)
+
+    cdef bint _splice_in(self, Slot *slot, int side) noexcept nogil:
+        """Socket to pipe, as much of the frame as both have; True if bytes moved."""
+        cdef Far *far = &slot.far[side]
+        cdef Leg *leg = &slot.relay.legs[side]
+        cdef Pipe *pipe
+        cdef ssize_t count
+        cdef size_t want
+        if far.pipe == NO_PIPE or not leg.reading or slot.relay.cause or not leg.cursor.remaining:
+            return False
+        pipe = &self.pipes.pipes[far.pipe]
+        want = pipe.size - pipe.held
+        if want > leg.cursor.header_left + leg.cursor.remaining:
+            want = leg.cursor.header_left + leg.cursor.remaining
+        if not want:
+            return False
+        count = splice(far.fd, NULL, pipe.in_fd, NULL, want, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+        if count > 0:
+            pipe.held += count
+            far.again = 1
+            relay_spliced(&slot.relay, self._terms(slot), side, count, self.now)
+            return True
+        if count == 0:
+            self._finish_side(slot, side)
+        elif errno != EAGAIN and errno != EINTR:
+            self._lose(slot, side, errno)
+        return False
+
+    cdef bint _splice_out(self, Slot *slot, int side) noexcept nogil:
+        """Pipe to the other socket; True if bytes moved."""
+        cdef Far *other = &slot.far[1 - side]
+        cdef Pipe *pipe
+        cdef ssize_t count
+        if slot.far[side].pipe == NO_PIPE or other.fd < 0 or other.blocked or other.fault:
+            return False
+        if other.ahead or slot.relay.legs[1 - side].fate == RESET:
+            return False
+        pipe = &self.pipes.pipes[slot.far[side].pipe]
+        if not pipe.held:
+            return False
+        count = splice(
+            pipe.out_fd, NULL, other.fd, NULL, pipe.held, SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+        )
+        if count > 0:
+            pipe.held -= count
+            relay_sent(&slot.relay, self._terms(slot), 1 - side, count, self.now)
+            return True
+        if count < 0 and (errno == EAGAIN or errno == EINTR):
+            other.blocked = 1
+            if errno == EINTR:
+                other.again = 1
+        elif count < 0:
+            self._send_failed(slot, 1 - side, errno)
+        return False
+
+    cdef void _splice(self, Slot *slot, int side) noexcept nogil:
+        """In and out by turns, until neither moves or it is another's turn."""
+        cdef int piece
+        cdef bint moved_in, moved_out
+        for piece in range(PIECES):
+            moved_out = self._splice_out(slot, side)
+            moved_in = self._splice_in(slot, side)
+            if not moved_in and not moved_out:
+                break
+        else:
+            # Others have their turn; what is in the pipe goes on as soon as the loop comes round.
+            if slot.far[side].pipe != NO_PIPE and self.pipes.pipes[slot.far[side].pipe].held:
+                slot.far[1 - side].blocked = slot.far[1 - side].again = 1
+        if (
+            slot.far[side].pipe != NO_PIPE and not self.pipes.pipes[slot.far[side].pipe].held
+            and (not slot.relay.legs[side].cursor.remaining or slot.relay.cause)
+        ):
+            self._give_pipe_back(slot, side)
+
+    # --- Sending -------------------------------------------------------------------------------
+
+    cdef void _send_spans(self, Slot *slot, int side, int flags, bint ahead) noexcept nogil:
+        cdef Far *far = &slot.far[side]
+        cdef iovec pieces[64]
+        cdef msghdr message
+        cdef int i, count = self._out.count[side]
+        cdef ssize_t sent = 0
+        cdef size_t skip
+        self._out.count[side] = 0
+        if slot.relay.legs[side].fate == RESET or far.fd < 0:
+            return
+        if (
+            far.queue == NULL and not far.blocked and not far.fault
+            and (ahead or not self._pipe_before(slot, side))
+        ):
+            if count == 1:
+                sent = send(
+                    far.fd, self._out.spans[side][0].data, self._out.spans[side][0].size,
+                    MSG_NOSIGNAL | flags,
+                )
+            else:
+                for i in range(count):
+                    pieces[i].iov_base = <void *>self._out.spans[side][i].data
+                    pieces[i].iov_len = self._out.spans[side][i].size
+                memset(&message, 0, sizeof(message))
+                message.msg_iov = pieces
+                message.msg_iovlen = count
+                sent = sendmsg(far.fd, &message, MSG_NOSIGNAL | flags)
+            if sent < 0:
+                if errno != EAGAIN and errno != EINTR:
+                    far.fault = <uint8_t>(1 + self._fault_index(errno))
+                sent = 0
+            if sent:
+                relay_sent(&slot.relay, self._terms(slot), side, sent, self.now)
+        skip = <size_t>sent
+        for i in range(count):
+            if skip >= self._out.spans[side][i].size:
+                skip -= self._out.spans[side][i].size
+                continue
+            self._keep(
+                slot, side, self._out.spans[side][i].data + skip,
+                self._out.spans[side][i].size - skip,
+            )
+            skip = 0
+        if far.queue != NULL and (ahead or not self._pipe_before(slot, side)):
+            far.blocked = 1
+
+    cdef void _keep(self, Slot *slot, int side, const uint8_t *data, size_t size) noexcept nogil:
+        """Queue bytes that the socket did not take."""
+        cdef Far *far = &slot.far[side]
+        cdef size_t held = far.queue_end - far.queue_start
+        cdef size_t room
+        cdef uint8_t *queue
+        if far.queue == NULL:
+            self.queues += 1
+            count_made(L_QUEUES)
+        if far.queue_end + size > far.queue_room:
+            if held + size <= far.queue_room:
+                memmove(far.queue, far.queue + far.queue_start, held)
+            else:
+                room = 4096
+                while room < held + size:
+                    room *= 2
+                queue = <uint8_t *>malloc(room)
+                if queue == NULL:
+                    if far.queue == NULL:
+                        self.queues -= 1
+                        count_freed(L_QUEUES)
+                    far.fault = <uint8_t>(1 + self._fault_index(ENOMEM))
+                    return
+                if held:
+                    memcpy(queue, far.queue + far.queue_start, held)
+                free(far.queue)
+                far.queue = queue
+                far.queue_room = room
+            far.queue_start = 0
+            far.queue_end = held
+        memcpy(far.queue + far.queue_end, data, size)
+        far.queue_end += size
+
+    cdef void _flush(self, Slot *slot, int side) noexcept nogil:
+        """Send what is queued, as far as the socket takes it."""
+        cdef Far *far = &slot.far[side]
+        cdef ssize_t sent
+        cdef size_t own
+        if slot.relay.legs[side].fate == RESET:
+            return
+        while (
+            far.queue != NULL and not far.blocked and not far.fault
+            and (far.ahead or not self._pipe_before(slot, side))
+        ):
+            sent = send(
+                far.fd, far.queue + far.queue_start,
+                far.ahead if far.ahead else far.queue_end - far.queue_start, MSG_NOSIGNAL,
+            )
+            if sent < 0:
+                if errno == EAGAIN or errno == EINTR:
+                    far.blocked = 1
+                    far.again = far.again or errno == EINTR
+                else:
+                    self._send_failed(slot, side, errno)
+                return
+            far.queue_start += sent
+            if far.ahead:
+                far.ahead -= sent
+            own = far.before if far.before < <size_t>sent else <size_t>sent
+            far.before -= own
+            if <size_t>sent > own:
+                relay_sent(&slot.relay, self._terms(slot), side, sent - own, self.now)
+            if far.queue_start == far.queue_end:
+                self._drop_queue(far)
+
+    cdef void _drop_queue(self, Far *far) noexcept nogil:
+        if far.queue != NULL:
+            free(far.queue)
+            far.queue = NULL
+            self.queues -= 1
+            count_freed(L_QUEUES)
+        far.queue_room = far.queue_start = far.queue_end = far.before = far.ahead = 0
+
+    # --- Ends ----------------------------------------------------------------------------------
+
+    cdef int _fault_index(self, int number) noexcept nogil:
+        with gil:
+            return FAULTS.index(fault_of(number))
+
+    cdef void _send_failed(self, Slot *slot, int side, int number) noexcept nogil:
+        """It takes nothing more. `_pump` reads what it said before, then gives it up."""
+        slot.far[side].fault = <uint8_t>(1 + self._fault_index(number))
+
+    cdef void _lose(self, Slot *slot, int side, int number) noexcept nogil:
+        """The link is gone."""
+        if not slot.far[side].fault:
+            slot.far[side].fault = <uint8_t>(1 + self._fault_index(number))
+        self._lose_with_fault(slot, side)
+
+    cdef void _lose_with_fault(self, Slot *slot, int side) noexcept nogil:
+        self._close_far(slot, side, True)
+        self._begin_output()
+        relay_lost(
+            &slot.relay, self._terms(slot), side, D_FAULT + slot.far[side].fault - 1, self.now,
+            self._out,
+        )
+        self._put_out(slot)
+
+    cdef void _close_far(self, Slot *slot, int side, bint abort) noexcept nogil:
+        """Close the descriptor, drop what waits for it and what it left behind."""
+        cdef Far *far = &slot.far[side]
+        cdef linger now
+        if far.fd >= 0:
+            self.forget(slot, side)
+            if abort:
+                now.l_onoff, now.l_linger = 1, 0
+                setsockopt(far.fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
+            close_fd(far.fd)
+            count_freed(L_DESCRIPTORS)
+            far.fd = -1
+        self._drop_queue(far)
+        self._keep_tail(slot, side, NULL, 0)
+        # What it sent, and is on its way to the other, still arrives; what is for it does not.
+        self._give_pipe_back(slot, 1 - side)
