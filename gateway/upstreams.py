@@ -6,6 +6,9 @@ A `Pool` is one upstream's endpoints with their live counts and their health. It
 Laws of this file:
 
 - Pure: the clock comes in as `now`, chance as a `random.Random`. Same seed, same choices.
+- What the other workers have on an endpoint counts too, where a balance goes by what is live. It is
+  asked for at most each `REFRESH` seconds: a burst in many workers at once may pick alike for
+  that long.
 - What is connecting counts as live from `begin` on, so that a burst spreads before the first
   answer is there. Each `begin` is followed by exactly one `ended`, which is asserted.
 - An endpoint whose connect failed rests for a second, for each further failure twice as long as
@@ -21,12 +24,28 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import log
+from typing import Protocol
 
 from gateway.events import Address
 from gateway.table import EndpointEntry, Upstream
 
 REST_MIN = 1.0    # seconds that an endpoint rests after its first failed connect
 REST_MAX = 30.0   # no rest is longer: a service that came back is found within half a minute
+
+REFRESH = 0.05    # seconds between two looks at what the other workers have
+
+
+class Elsewhere(Protocol):
+    """The other workers: what they are told of this one's endpoints, and what they have."""
+
+    def begun_on(self, upstream: str, endpoint: str, /) -> None:
+        """This worker has one session more on this endpoint."""
+
+    def ended_on(self, upstream: str, endpoint: str, /) -> None:
+        """This worker has one session less on this endpoint."""
+
+    def on_endpoint(self, upstream: str, endpoint: str, /) -> int:
+        """What all other workers have on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +61,22 @@ class News:
 class Endpoint:
     """One address of an upstream: its weight, what is live on it, and whether it rests."""
 
-    __slots__ = ("active", "address", "entry", "name", "rest", "rests_until", "turn", "upstream",
-                 "weight", "_hash", "_news")
+    __slots__ = ("active", "address", "entry", "far", "name", "rest", "rests_until", "turn",
+                 "upstream", "weight", "_elsewhere", "_hash", "_news")
 
     def __init__(
         self, entry: EndpointEntry, address: Address, weight: int, upstream: str = "",
-        news: list[News] | None = None,
+        news: list[News] | None = None, elsewhere: Elsewhere | None = None,
     ) -> None:
         self.upstream = upstream        # its name
         self._news = [] if news is None else news
+        self._elsewhere = elsewhere
         self.entry = entry              # as the table has it: for `send_host` and messages
         self.address = address          # where to connect
         self.name = str(address)        # for records
         self.weight = weight
-        self.active = 0                 # sessions that connect or are connected
+        self.active = 0                 # sessions of this worker that connect or are connected
+        self.far = 0                    # of the other workers, as far as is known
         self.rest = 0.0                 # seconds of the latest rest; 0 after a success
         self.rests_until = 0.0          # passed over before this time
         self.turn = 0                   # the credit of smooth round-robin
@@ -68,6 +89,8 @@ class Endpoint:
     def begin(self) -> None:
         """A session begins to connect here. Exactly one `ended` must follow."""
         self.active += 1
+        if self._elsewhere is not None:
+            self._elsewhere.begun_on(self.upstream, self.name)
 
     def connected(self) -> None:
         """The connect succeeded: whatever was held against this endpoint is forgotten."""
@@ -93,6 +116,18 @@ class Endpoint:
         """What `begin` began is over, however it ended."""
         assert self.active > 0, f"{self.name} was ended more often than begun"
         self.active -= 1
+        if self._elsewhere is not None:
+            self._elsewhere.ended_on(self.upstream, self.name)
+
+    def look(self) -> None:
+        """See what the other workers have here."""
+        if self._elsewhere is not None:
+            self.far = self._elsewhere.on_endpoint(self.upstream, self.name)
+
+    @property
+    def load(self) -> float:
+        """Live sessions of all workers, for each unit of weight."""
+        return (self.active + self.far) / self.weight
 
     def score(self, key: bytes) -> float:
         """This endpoint's weighted rendezvous score for `key`; the highest of a pool wins.
@@ -120,12 +155,15 @@ class Pool:
     """The endpoints of one upstream. Empty until `set_endpoints`. `news` may be many pools'."""
 
     def __init__(
-        self, upstream: Upstream, random: random.Random, news: list[News] | None = None
+        self, upstream: Upstream, random: random.Random, news: list[News] | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.upstream = upstream
         self.news: list[News] = [] if news is None else news
         self.endpoints: list[Endpoint] = []
         self._random = random
+        self._elsewhere = elsewhere
+        self._looked_at = -REFRESH      # when the other workers were looked at
         balances: dict[str, Callable[[list[Endpoint]], Endpoint] | None] = {
             "round-robin": self._round_robin,
             "least-connections": self._least_connections,
@@ -153,7 +191,8 @@ class Pool:
             endpoint = before.get(address)
             if endpoint is None:
                 endpoint = Endpoint(
-                    total.entry, address, total.weight, self.upstream.name, self.news
+                    total.entry, address, total.weight, self.upstream.name, self.news,
+                    self._elsewhere,
                 )
             endpoint.entry, endpoint.weight = total.entry, total.weight
             self.endpoints.append(endpoint)
@@ -171,6 +210,10 @@ class Pool:
             return choice[0] if choice else None
         if self._balance is None:
             return max(choice, key=lambda endpoint: endpoint.score(key))
+        if self._elsewhere is not None and now - self._looked_at >= REFRESH:
+            self._looked_at = now
+            for endpoint in self.endpoints:
+                endpoint.look()
         return self._balance(choice)
 
     def _round_robin(self, choice: list[Endpoint]) -> Endpoint:
@@ -190,14 +233,14 @@ class Pool:
         Not (active + 1) / weight: where sessions are short, and all are free each time, that
         would give everything to the heaviest.
         """
-        fewest = min(endpoint.active / endpoint.weight for endpoint in choice)
-        return self._draw([e for e in choice if e.active / e.weight == fewest])
+        fewest = min(endpoint.load for endpoint in choice)
+        return self._draw([endpoint for endpoint in choice if endpoint.load == fewest])
 
     def _random_two(self, choice: list[Endpoint]) -> Endpoint:
         """Draw two by weight, take the one with fewer live sessions per weight."""
         first = self._draw(choice)
         second = self._draw([endpoint for endpoint in choice if endpoint is not first])
-        return second if second.active / second.weight < first.active / first.weight else first
+        return second if second.load < first.load else first
 
     def _draw(self, choice: list[Endpoint]) -> Endpoint:
         """One at random, in proportion to the weights."""
