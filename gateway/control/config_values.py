@@ -122,10 +122,15 @@ def duration(*, off: bool = False, zero: bool = False) -> Reader[float]:
 def size(low: int, high: int, *, off: bool = False) -> Reader[int]:
     """Bytes, within bounds; 0 for "off", where it may be off."""
     expected = 'a size such as "64KiB" or "1MiB"' + (', or "off"' if off else "")
+    bounds = f'it is at least "{written_size(low)}" and at most "{written_size(high)}"'
+    none = 'write "off"' if off else bounds     # for 0, which means "no limit" elsewhere
 
     def read(value: object, place: str) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
-            remedy = f'write "{written_size(value)}"' if 0 < value < 2**50 else "add a unit"
+            remedy = none
+            if value:
+                known = 0 < value < 2**50
+                remedy = f'write "{written_size(value)}"' if known else "add a unit"
             raise TableError(place, described(value), expected, remedy)
         text = string(value, place, expected)
         if text == "off":
@@ -135,13 +140,14 @@ def size(low: int, high: int, *, off: bool = False) -> Reader[int]:
         found = _SIZE.fullmatch(text)
         if found is None:
             loose = _LOOSE_SIZE.fullmatch(text)
-            meant = f"{loose[1]}{loose[2].upper()}{'iB' if loose[2] else 'B'}" if loose else ""
-            remedy = f'write "{meant}"' if meant else "write a whole number and B, KiB, MiB or GiB"
+            remedy = "write a whole number and B, KiB, MiB or GiB"
+            if loose is not None:
+                meant = f"{loose[1]}{loose[2].upper()}{'iB' if loose[2] else 'B'}"
+                remedy = f'write "{meant}"' if int(loose[1]) else none
             raise TableError(place, quoted(text), expected, remedy)
         octets = int(found[1]) * UNITS[found[2]]
         if not low <= octets <= high:
-            remedy = f'it is at least "{written_size(low)}" and at most "{written_size(high)}"'
-            raise TableError(place, quoted(text), expected, remedy)
+            raise TableError(place, quoted(text), expected, bounds if octets else none)
         return octets
 
     return read

@@ -42,6 +42,7 @@ from gateway.table import Listener
 from gateway.upstreams import News
 
 FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried again
+LAST_ACCEPTS = 0.2            # seconds of a drain in which who is connected already is accepted
 CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
 SAY_AGAIN = 10.0              # seconds between two warnings of one kind: trouble comes in floods
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -51,6 +52,7 @@ EXIT_CUT = 4                  # exit code where a session had to be cut
 _PAIRED = "pair connected"
 _UNPAIRED = "pair failed"
 _DRAIN = "drain"
+_UNLISTEN = "unlisten"
 _CUT = "cut"
 _FLUSH = "flush"
 
@@ -129,11 +131,13 @@ class Worker:
         self._bound = list(bound)
         self._make_session = make_session
         self._listeners: dict[int, Listener] = {}
+        self._listeners_open = False
         self._clients: dict[Link, _Party] = {}    # by the client's link; echo endpoints, too
         self._upstreams: dict[Link, _Party] = {}
         self._sessions: dict[_Party, Session] = {}
         self._name = base64.b32encode(secrets.token_bytes(5)).decode().lower()
         self._ending = False            # a drain has begun
+        self._last_accepts = (0, 0.0)   # accepted when it was looked last; until when it is looked
         self._killed = False
         self._stopped = False
         self._flushing = False          # the timer for the log is set
@@ -183,6 +187,7 @@ class Worker:
             # Records name the address as it really is, where the table says port 0.
             listener = replace(each.listener, address=each.address)
             self._listeners[self._engine.listen(each.socket)] = listener
+            self._listeners_open = True
 
     @contextlib.contextmanager
     def _watch_signals(self) -> Iterator[None]:
@@ -207,7 +212,7 @@ class Worker:
             self._deliver_one(event)
         if self._desk.news:
             self._tell_news(self._desk.news)
-        if self._ending and not self._sessions:
+        if self._ending and not self._sessions and not self._listeners_open:
             self._stop()
         self._flush()
 
@@ -400,19 +405,34 @@ class Worker:
         elif isinstance(event, events.TimedOut):
             if event.name == _DRAIN:
                 self._kill(event.at, "the drain's time is over")
+            elif event.name == _UNLISTEN:
+                self._accept_the_last(event.at)
             elif event.name == _CUT:
                 self._stop()
             elif event.name == _FLUSH:
                 self._flushing = False
 
     def _drain(self, at: float) -> None:
-        """Accept nothing more; every session finishes, within `drain` seconds."""
-        self._end_accepting()
+        """Accept nobody but who is connected already; every session finishes, within `drain`
+        seconds."""
+        self._ending = self._desk.draining = True
         seconds = self._desk.table.gateway.drain
         self._report.info("draining", sessions=len(self._sessions), seconds=seconds)
         self._engine.set_timer(self._signals, _DRAIN, at + seconds)
         for party, session in list(self._sessions.items()):
             self._tell(party, session.drain, at)
+        self._last_accepts = (-1, at + LAST_ACCEPTS)
+        self._accept_the_last(at)
+
+    def _accept_the_last(self, at: float) -> None:
+        """Look for a turn whether somebody is left in the backlog, then close it. To close it on
+        top of them would reset them, and they may have sent a request."""
+        before, until = self._last_accepts
+        if self.counts.accepted == before or at >= until:
+            self._end_accepting()
+            return
+        self._last_accepts = (self.counts.accepted, until)
+        self._engine.set_timer(self._signals, _UNLISTEN, at)
 
     def _kill(self, at: float, why: str) -> None:
         """Cut what is there; those that had something to lose are counted."""
@@ -420,6 +440,7 @@ class Worker:
             return
         self._end_accepting()
         self._killed = True
+        self._engine.clear_timer(self._signals, _UNLISTEN)
         self._engine.clear_timer(self._signals, _DRAIN)
         self._engine.set_timer(self._signals, _CUT, at + CUT_LIMIT)
         cut = 0
@@ -432,8 +453,8 @@ class Worker:
 
     def _end_accepting(self) -> None:
         """No new client from here on; sessions that ask are told that we are going away."""
-        self._ending = True
-        self._desk.draining = True
+        self._ending = self._desk.draining = True
+        self._listeners_open = False
         for listener in self._listeners:
             self._engine.unlisten(listener)
 

@@ -99,7 +99,7 @@ class RequestReader:
 
     @property
     def is_empty(self) -> bool:
-        """True while no byte of the next head has arrived."""
+        """True while no byte of the next head has arrived; an empty line before it is none."""
         return self._buffer.is_empty
 
     def feed(self, data: bytes) -> Request | None:
@@ -302,7 +302,7 @@ class _HeadBuffer:
 
     @property
     def is_empty(self) -> bool:
-        return not self._buffer
+        return not self._buffer or (self._at_start and self._buffer == b"\r")
 
     def feed(self, data: bytes) -> tuple[bytes, bytes] | None:
         """Gives (head, rest), or None while the head is not whole. Raises _HeadError."""

@@ -26,6 +26,7 @@ from gateway.upstreams import Endpoint, Pool
 ANSWER_HEAD_MAX = 32 * 1024    # of an upstream: twice the client's, since Set-Cookie is long
 LINGER = 5.0                   # seconds, where no route's close_timeout applies
 WRITE = 30.0                   # seconds, where no route's write_timeout applies
+LAST_CALL = 1.0                # seconds of a drain for a request that is on its way: a round trip
 RETRY_AFTER = (b"Retry-After", b"1")
 TOO_SLOW = "write_timeout: the client takes the answer too slowly"
 
@@ -253,11 +254,14 @@ class Life:
             # One request a turn: what is queued by then holds the next ones (`Clogged`).
             self.order(events.Hold(Side.CLIENT))
             self.order(events.SetTimer("next", self.now))
-        elif self.desk.draining:
-            # The drain began when the answer was out already, without "close" in it.
-            self.linger()
         else:
-            self.order(events.SetTimer("idle", self.now + self.listener.keepalive_timeout))
+            self.await_request()
+
+    def await_request(self) -> None:
+        """No request has begun: one may, for a time. A drain leaves it so much as one takes that
+        is unread, or on its way: whoever sent it could not know, and must not meet an RST."""
+        seconds = LAST_CALL if self.desk.draining else self.listener.keepalive_timeout
+        self.order(events.SetTimer("idle", self.now + seconds))
 
     def on_exchange_finished(self, event: Event) -> None:
         """The content did not come; the answer is out long since."""

@@ -99,21 +99,32 @@ class Session(Asking):
         else:
             self._read_head(event.data)
 
-    def _read_head(self, data: bytes) -> None:
+    def _read_head(self, data: bytes) -> bool:
+        """False if these bytes begin no request: an empty line before it changes nothing."""
         reader = self.reader
         assert reader is not None
-        if self.record is None:                  # the first byte of a further request
-            self._begin_record()
-            self.order(events.ClearTimer("idle"))
-            self.order(events.SetTimer("head", self.now + self.listener.head_timeout))
         try:
             head = reader.feed(data)
         except ClientError as error:
+            self._begin_request()
             self.refuse_client(error)
-            return
+            return True
+        if head is None and reader.is_empty:
+            return False
+        self._begin_request()
         if head is not None:
             self.order(events.ClearTimer("head"))
             self._judge(head)
+        return True
+
+    def _begin_request(self) -> None:
+        """It is not idle any more; its head has its time, the first one's since it was accepted."""
+        if self.record is None:
+            self._begin_record()
+            self.order(events.ClearTimer("idle"))
+            self.order(events.SetTimer("head", self.now + self.listener.head_timeout))
+        elif self.desk.draining:
+            self.order(events.ClearTimer("idle"))
 
     def _begin_record(self) -> None:
         """A further request on this connection: nothing of the one before it is its own."""
@@ -139,7 +150,10 @@ class Session(Asking):
         if event.name == "head":
             self.refuse(408, http1.SENTENCES[408], Blame.CLIENT)
         elif event.name == "idle":
-            self.close("")
+            if not self.is_busy:
+                # A request may cross with our FIN: it is thrown away, and no RST is the answer.
+                self.write_record(blame=Blame.GATEWAY, detail="drain")
+                self.linger()
         elif event.name == "write":
             self.abort(TOO_SLOW, Blame.CLIENT)
         elif not self.clogged:
@@ -150,7 +164,8 @@ class Session(Asking):
         """The next of the requests in hand."""
         rest, self.rest = self.rest, b""
         self.order(events.Read(Side.CLIENT))
-        self._read_head(rest)
+        if not self._read_head(rest):
+            self.await_request()
         if self.finished and not self.rest and self.state is not State.CLOSING:
             # The client's FIN came behind these bytes, and counts wherever they led to.
             TRANSITIONS[self.state, Side.CLIENT, events.Finished].handler(self, event)
@@ -269,13 +284,10 @@ class Session(Asking):
     # --- What the worker says ----------------------------------------------------------------
 
     def on_drain_in_head(self) -> None:
-        """A request that has begun is answered, and its answer closes. Others get no answer."""
-        if self.is_busy:
-            return
-        if self.record is None:
-            self.linger()                        # an answer may still be on its way
-        else:
-            self.close("drain")
+        """A request that has begun is answered, and its answer closes; so is one that was sent
+        already. Then the connection ends."""
+        if not self.is_busy:
+            self.await_request()
 
     def on_drain_unanswered(self) -> None:
         """Nothing has been promised yet."""
@@ -406,7 +418,7 @@ ALWAYS: Mapping[tuple[Side, type[Event]], Way] = {
 
 # What changes when the worker drains, and when it cuts. The other states end by themselves soon.
 ON_DRAIN: Mapping[State, Way] = {
-    HEAD: _way(Session.on_drain_in_head, HEAD, LINGERING, CLOSING),
+    HEAD: _way(Session.on_drain_in_head, HEAD),
     CONNECTING: _way(Session.on_drain_unanswered, LINGERING),
     ASKING: _way(Session.on_drain_unanswered, LINGERING),
     RELAYING: _way(Session.on_drain_in_relay, RELAYING),

@@ -236,6 +236,11 @@ class Stage:
     def signalled(self, number: int, at: float = 100.0) -> list[tuple[Any, ...]]:
         return self.deliver(events.Received(at, self.bell, bytes([number])))
 
+    def drained(self, at: float = 100.0) -> list[tuple[Any, ...]]:
+        """SIGTERM, and the turn in which who waits is still accepted: nobody was."""
+        calls = self.signalled(signal.SIGTERM, at)
+        return calls + self.deliver(events.TimedOut(at, self.bell, "unlisten"))
+
     def said(self) -> str:
         self.report.flush()
         try:
@@ -507,7 +512,7 @@ def test_a_bug_while_starting_and_draining(stage: Stage) -> None:
     assert ("reset", link) in stage.engine.calls
     stage.prepare = lambda session: setattr(session, "drain", raising)
     second, _ = stage.accept()
-    calls = stage.signalled(signal.SIGTERM)
+    calls = stage.drained()
     assert ("reset", second) in calls
     assert calls[-1] == ("stop",), "nobody is left"
     assert stage.worker.counts.crashed == 2
@@ -591,10 +596,10 @@ def test_sigterm_drains_and_ends_when_all_are_over() -> None:
     stage = Stage(drain=7.0)
     stage.start()
     link, session = stage.accept()
-    calls = stage.signalled(signal.SIGTERM, at=200.0)
+    calls = stage.drained(at=200.0)
     assert calls == [
-        ("unlisten", stage.listening), ("set_timer", stage.bell, "drain", 207.0),
-        ("end", link, Cause.DRAIN),
+        ("set_timer", stage.bell, "drain", 207.0), ("end", link, Cause.DRAIN),
+        ("set_timer", stage.bell, "unlisten", 200.0), ("unlisten", stage.listening),
     ]
     assert session.drained == 200.0
     assert stage.desk.draining
@@ -610,14 +615,32 @@ def test_the_end_tells_of_lost_lines(stage: Stage) -> None:
     os.close(stage.out)
     stage.order(link, session, events.Record(record()), events.Record(record()))
     stage.deliver(events.Closed(101.0, link, None))
-    stage.signalled(signal.SIGTERM)
+    stage.drained()
     assert "ended accepted=1 cut=0 dropped=2" in stage.said()
     stage.out = os.dup(stage._out)      # for `close`
 
 
 def test_sigterm_with_nobody_there_stops_at_once(stage: Stage) -> None:
-    assert stage.signalled(signal.SIGTERM)[-1] == ("stop",)
+    assert stage.drained()[-1] == ("stop",)
     assert ("stop",) not in stage.signalled(signal.SIGTERM), "and once"
+
+
+def test_who_waits_in_the_backlog_is_accepted_before_it_is_closed(stage: Stage) -> None:
+    """As long as each turn brings somebody; a crowd without end does not keep it open."""
+    stage.signalled(signal.SIGTERM, at=100.0)
+    unlisten = ("unlisten", stage.listening)
+    for at in (100.0, 100.1, 100.19):
+        stage.accept()
+        calls = stage.deliver(events.TimedOut(at, stage.bell, "unlisten"))
+        assert calls == [("set_timer", stage.bell, "unlisten", at)]
+    assert unlisten in stage.deliver(events.TimedOut(100.19, stage.bell, "unlisten"))
+    crowded = Stage()
+    crowded.start()
+    crowded.signalled(signal.SIGTERM, at=100.0)
+    crowded.accept()
+    calls = crowded.deliver(events.TimedOut(100.2, crowded.bell, "unlisten"))
+    assert calls[0] == ("unlisten", crowded.listening)
+    crowded.close()
 
 
 def test_the_end_of_the_drain_cuts_and_counts(stage: Stage) -> None:

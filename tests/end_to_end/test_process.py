@@ -186,6 +186,37 @@ def test_drain_during_a_handshake(start: Starter, upstream: Upstream, table_of: 
     assert gateway.wait() == 0
 
 
+@pytest.mark.parametrize("first", ["connected", "kept", "queued"])
+def test_drain_on_top_of_unread_requests(
+    start: Starter, upstream: Upstream, table_of: str, first: str
+) -> None:
+    """What was sent before the drain is answered, whether its connection is new, kept, or waits to
+    be accepted; a close on top of it would be an RST. Stopping the process makes it certain."""
+    gateway = start(table_of)
+    client = gateway.connect() if first != "queued" else None
+    if client and first == "kept":
+        client.send(plain("/"))
+        assert client.read_answer()[0].status == 200
+    elif client:
+        with gateway.connect() as other:         # it is served, so `client` was accepted
+            other.send(plain("/"))
+            assert other.read_answer()[0].status == 200
+    gateway.signal(signal.SIGSTOP)
+    client = client or gateway.connect()
+    client.send(plain("/") if first == "kept" else upgrade())
+    gateway.signal(signal.SIGTERM)
+    gateway.signal(signal.SIGCONT)
+    got, _ = client.read_answer()
+    assert got.status == (200 if first == "kept" else 503)
+    if first != "kept":
+        assert got.get(b"Connection") == b"close"
+        assert int(got.get(b"Retry-After") or b"") > 0
+    client.expect_fin()
+    client.close()
+    assert gateway.wait() == 0
+    upstream.forget()                            # it may have been read before the signal
+
+
 def test_drain_with_nobody_there(start: Starter, table_of: str) -> None:
     """At once: 0."""
     gateway = start(table_of)

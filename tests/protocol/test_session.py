@@ -269,8 +269,8 @@ def test_no_upgrade_is_told_what_is_served(begin: Stage, data: bytes) -> None:
         play.record(**in_head(**ON_ROUTE, status=426, blame=Blame.CLIENT, detail=sentence)),
         SetTimer("idle", play.now + 60.0),
     )
-    play.timed_out("idle").says(Close(C))
-    play.ends()
+    play.timed_out("idle").says(*play.last_word())
+    play.leaves()
 
 
 def test_http_1_0_has_no_upgrade(begin: Stage) -> None:

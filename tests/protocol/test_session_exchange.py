@@ -75,7 +75,8 @@ def pipeline(play: Play, *behind: bytes) -> None:
 
 
 def test_a_connection_is_kept_for_the_next_request(begin: Stage) -> None:
-    """It has a head's time from its first byte on, and a record of its own from then on."""
+    """It has a head's time from its first byte on, and a record of its own from then on. Where
+    none comes we close, and read on: a request that crosses with our FIN meets no RST."""
     play = begin()
     show_page(play)
     play.wait(20.0)
@@ -88,7 +89,43 @@ def test_a_connection_is_kept_for_the_next_request(begin: Stage) -> None:
         page_record(play, started=START + 20.0, phases=(("head", 0.5),)),
         SetTimer("idle", play.now + 60.0),
     )
-    play.timed_out("idle").says(Close(C))
+    play.timed_out("idle").says(*play.last_word())
+    play.received(C, request()).says_nothing()
+    play.leaves()
+
+
+@pytest.mark.parametrize("pieces", [(b"\r\n",), (b"\r", b"\n")])
+def test_an_empty_line_is_no_request(begin: Stage, pieces: tuple[bytes, ...]) -> None:
+    """RFC 9112 2.2: one is ignored. It neither ends the time that is left nor begins it anew."""
+    play = begin()
+    show_page(play)
+    play.wait(20.0)
+    for piece in pieces:
+        play.received(C, piece).says_nothing()
+    assert not play.session.is_busy
+    play.received(C, request()[:9]).says(
+        ClearTimer("idle"), SetTimer("head", play.now + 10.0)
+    )
+    play.received(C, request()[9:]).says(
+        ClearTimer("head"), Send(C, SHOWN),
+        page_record(play, started=START + 20.0, phases=(("head", 0.0),)),
+        SetTimer("idle", play.now + 60.0),
+    )
+    play.received(C, b"\r\n").says_nothing()
+    play.wait(60.0)
+    play.timed_out("idle").says(*play.last_word())
+    play.leaves()
+
+
+def test_an_empty_line_behind_a_request_holds_nobody(begin: Stage) -> None:
+    """It came with the request before it, and its turn leads to no other: then the time for one
+    begins."""
+    play = begin()
+    play.received(C, request() + b"\r\n").says(
+        ClearTimer("head"), Send(C, SHOWN), page_record(play), Hold(C), SetTimer("next", play.now),
+    )
+    play.timed_out("next").says(Read(C), SetTimer("idle", play.now + 60.0))
+    play.finished(C).says(Close(C))
     play.ends()
 
 
@@ -466,17 +503,39 @@ def test_a_slow_client_in_the_middle_of_a_head_is_cut(begin: Stage) -> None:
 
 
 def test_a_drain_ends_idle_connections(begin: Stage) -> None:
-    """Where nothing was asked ever, by closing; behind an answer so that it still arrives."""
+    """After the time that a request takes which is on its way, by half-closing."""
     play = begin()
-    play.drains().says(
-        play.record(blame=Blame.GATEWAY, detail="drain", phase="head", phases=(("head", 0.0),)),
-        Close(C),
+    play.drains().says(SetTimer("idle", play.now + 1.0))
+    play.wait(1.0)
+    play.timed_out("idle").says(
+        play.record(blame=Blame.GATEWAY, detail="drain", phase="head", phases=(("head", 1.0),)),
+        ClearTimer("head"), *play.last_word(),
     )
-    play.ends()
+    play.leaves()
     play = begin()
     show_page(play)
     assert not play.session.is_busy
-    play.drains().says(ClearTimer("idle"), *play.last_word())
+    play.drains().says(SetTimer("idle", play.now + 1.0))
+    play.timed_out("idle").says(*play.last_word())
+    play.leaves()
+
+
+def test_a_drain_answers_what_was_sent_already(begin: Stage) -> None:
+    """Whoever sent it could not know: unread in the kernel, it would be answered by an RST."""
+    play = begin()
+    play.drains().says(SetTimer("idle", play.now + 1.0))
+    play.received(C, request()[:4]).says(ClearTimer("idle"))
+    play.received(C, request()[4:]).says(
+        ClearTimer("head"), Send(C, SHOWN_CLOSING), page_record(play), *play.last_word(),
+    )
+    play.leaves()
+    play = begin()
+    show_page(play)
+    play.drains().says(SetTimer("idle", play.now + 1.0))
+    play.received(C, request()).says(
+        ClearTimer("idle"), SetTimer("head", play.now + 10.0), ClearTimer("head"),
+        Send(C, SHOWN_CLOSING), page_record(play), *play.last_word(),
+    )
     play.leaves()
 
 
@@ -505,15 +564,16 @@ def test_a_drain_answers_the_requests_in_hand(begin: Stage) -> None:
 
 
 def test_a_drain_ends_an_exchange_behind_its_content(begin: Stage) -> None:
-    """Its answer was out before, without "close"; the connection does not wait for another
-    request until the drain cuts it."""
+    """Its answer was out before, without "close"; another request may be on its way, but the
+    connection does not wait for one until the drain cuts it."""
     play = begin()
     play.received(C, request(b"Content-Length: 3", start=POST)).says(
         ClearTimer("head"), Send(C, REFUSED), refused_record(play),
         SetTimer("head", play.now + 10.0),
     )
     play.drains().says_nothing()
-    play.received(C, b"123").says(ClearTimer("head"), *play.last_word())
+    play.received(C, b"123").says(ClearTimer("head"), SetTimer("idle", play.now + 1.0))
+    play.timed_out("idle").says(*play.last_word())
     play.leaves()
 
 
