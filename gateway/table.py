@@ -40,6 +40,7 @@ class Listener:
     head_timeout: float = 10.0           # from accept to the end of the whole head
     keepalive_timeout: float = 60.0      # between two exchanges on one connection
     max_head: int = 16 * 1024
+    handshakes: float = 0.0              # a second, over all workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,7 @@ class Route:
     max_queue: int = 256 * 1024
     max_sessions: int = 0
     max_sessions_per_client: int = 0
+    handshakes: float = 0.0              # a second, over all workers
     connect_timeout: float = 2.0
     answer_timeout: float = 15.0
     idle_timeout: float = 0.0

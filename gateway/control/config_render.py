@@ -7,16 +7,18 @@ key that has no effect on a route is left out, as it is when the table is read.
 import json
 from collections.abc import Iterator
 
-from gateway.control.config_values import written_duration, written_size
+from gateway.control.config_values import written_duration, written_rate, written_size
 from gateway.events import Address
 from gateway.routing import DEFAULT_PORTS
 from gateway.table import Listener, Origin, Route, Table, Upstream
 
 _SIZES = frozenset({"max_message", "max_frame", "max_queue", "max_head"})
 _COUNTS = frozenset({"max_sessions", "max_sessions_per_client"})
+_RATES = frozenset({"handshakes"})
 
 _ASKING = ("rewrite", "send_host", "set_fields", "remove_fields")
-_LIMITS = ("max_message", "max_frame", "max_queue", "max_sessions", "max_sessions_per_client")
+_LIMITS = ("max_message", "max_frame", "max_queue", "max_sessions", "max_sessions_per_client",
+           "handshakes")
 _TIMES = ("connect_timeout", "answer_timeout", "idle_timeout", "write_timeout", "close_timeout",
           "session_timeout", "heartbeat", "heartbeat_timeout")
 
@@ -89,7 +91,7 @@ def _listener(listener: Listener) -> list[str]:
         lines.append(f'mode = "{listener.mode:04o}"')
     lines.append(f"backlog = {listener.backlog}")
     lines += [f"{key} = {_value(key, getattr(listener, key))}"
-              for key in ("head_timeout", "keepalive_timeout", "max_head")]
+              for key in ("head_timeout", "keepalive_timeout", "max_head", "handshakes")]
     return lines
 
 
@@ -145,6 +147,8 @@ def _value(key: str, value: float) -> str:
         return '"off"'
     if key in _SIZES:
         return f'"{written_size(int(value))}"'
+    if key in _RATES:
+        return f'"{written_rate(value)}"'
     return str(value) if key in _COUNTS else f'"{written_duration(value)}"'
 
 

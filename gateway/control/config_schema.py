@@ -214,8 +214,9 @@ LISTENER = Section(
         "head_timeout": values.duration(),
         "keepalive_timeout": values.duration(),
         "max_head": values.size(1024, 1024**2),
+        "handshakes": values.rate,
     },
-    frozenset({"tls", "handshakes"}),
+    frozenset({"tls"}),
 )
 
 ROUTE = Section(
@@ -254,6 +255,7 @@ ROUTE = Section(
         "max_queue": values.size(4096, 2**30),
         "max_sessions": values.count(off=True),
         "max_sessions_per_client": values.count(off=True),
+        "handshakes": values.rate,
         "connect_timeout": values.duration(),
         "answer_timeout": values.duration(),
         "idle_timeout": values.duration(off=True),
@@ -266,7 +268,7 @@ ROUTE = Section(
         "drain_code": values.close_code,
         "drain_reason": values.close_reason,
     },
-    frozenset({"handshakes", "reload_drain"}),
+    frozenset({"reload_drain"}),
 )
 
 DEFAULTS = Section(

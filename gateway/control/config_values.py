@@ -25,10 +25,12 @@ YEAR_MS = 365 * 24 * 3600 * 1000         # the longest time that anything may ta
 UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
 COUNT_MAX = 1_000_000_000
+RATE_MAX = 1_000_000
 
 _DURATION = re.compile(r"([0-9]{1,15})(ms|s|m|h)")
 _SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB|TiB)")
 _LOOSE_SIZE = re.compile(r"\s*([0-9]{1,15})\s*([kKmMgGtT]?)i?[bB]?\s*")
+_RATE = re.compile(r"([0-9]{1,15})/(s|m)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 5.6.2
 _FIELD_VALUE = re.compile(r"(?:[!-~](?:[ -~\t]*[!-~])?)?")  # RFC 9110 5.5, without obs-text
@@ -187,6 +189,33 @@ def count(low: int = 1, high: int = COUNT_MAX, *, off: bool = False) -> Reader[i
         return value
 
     return read
+
+
+def rate(value: object, place: str) -> float:
+    """How often a second, from once a minute; 0.0 for "off"."""
+    expected = 'a rate such as "500/s" or "30/m", or "off"'
+    if isinstance(value, int) and not isinstance(value, bool):
+        remedy = f'write "{value}/s" if a second is meant' if 0 < value <= RATE_MAX else (
+            "put it in quotes")
+        raise TableError(place, described(value), expected, remedy)
+    text = string(value, place, expected)
+    if text == "off":
+        return 0.0
+    found = _RATE.fullmatch(text)
+    if found is None:
+        raise TableError(place, quoted(text), expected,
+                         "write a whole number and /s or /m, without a space")
+    times, seconds = int(found[1]), 60 if found[2] == "m" else 1
+    if times == 0:
+        raise TableError(place, quoted(text), expected, 'write "off" where there is no limit')
+    if times > RATE_MAX * seconds:
+        raise TableError(place, quoted(text), expected, f'the highest is "{RATE_MAX}/s"')
+    return times / seconds
+
+
+def written_rate(times: float) -> str:
+    """A rate as a table has it: by the second, where that is a whole number."""
+    return f"{round(times)}/s" if times == round(times) else f"{round(times * 60)}/m"
 
 
 def close_code(value: object, place: str) -> int:

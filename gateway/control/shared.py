@@ -170,7 +170,7 @@ def _region(worker: int) -> int:
 class Counters:
     """What one worker writes, and what it asks of the others.
 
-    It is what `limits.Elsewhere` and `upstreams.Elsewhere` ask for, which know nothing of this.
+    It is the `Elsewhere` of limits.py, upstreams.py and governor.py, which know nothing of this.
     """
 
     def __init__(self, memory: SharedMemory, worker: int, slots: Slots):
@@ -318,6 +318,18 @@ class Counters:
         """See upstreams.Elsewhere."""
         slot = self._endpoints.get(endpoint_name(upstream, endpoint))
         return 0 if slot is None else self._sum_elsewhere(_ENDPOINTS_AT + slot)
+
+    def serving(self) -> int:
+        """See governor.Elsewhere."""
+        return 1 + len(self.others(Cell.SERVING))
+
+    def delayed(self) -> None:
+        """See governor.Elsewhere."""
+        self.add(Cell.HANDSHAKES_DELAYED)
+
+    def turned_away(self) -> None:
+        """See governor.Elsewhere."""
+        self.add(Cell.HANDSHAKES_TURNED_AWAY)
 
     def others(self, cell: Cell) -> list[int]:
         """This cell of every other worker that serves."""

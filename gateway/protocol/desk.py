@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from gateway.events import Address, RelayRules
+from gateway.governor import Governor
 from gateway.limits import Limits
 from gateway.protocol.http1 import Request
 from gateway.routing import Match, RouteTable, normalise_path
@@ -23,6 +24,7 @@ class Desk:
     random_bytes: Callable[[int], bytes]
     page: bytes = b""
     draining: bool = False
+    governor: Governor = field(default_factory=Governor)
     news: list[News] = field(default_factory=list)  # of all pools; who reads it empties it
     _rules: dict[tuple[int, bool, bool], tuple[Route, RelayRules]] = field(default_factory=dict)
 

@@ -28,6 +28,7 @@ LINGER = 5.0                   # seconds, where no route's close_timeout applies
 WRITE = 30.0                   # seconds, where no route's write_timeout applies
 LAST_CALL = 1.0                # seconds of a drain for a request that is on its way: a round trip
 RETRY_AFTER = (b"Retry-After", b"1")
+LATER_MAX = 5                  # seconds: who is over the rate is told to come back within so many
 TOO_SLOW = "write_timeout: the client takes the answer too slowly"
 
 
@@ -36,6 +37,7 @@ class State(enum.Enum):
 
     HEAD = "head"              # a request's head is awaited, or not whole
     EXCHANGE = "exchange"      # a plain request was answered; its unwanted content is read
+    WAITING = "wait"           # a route is chosen, and handshakes are over their rate
     CONNECTING = "connect"     # a route is chosen, an endpoint is being connected
     ASKING = "ask"             # the handshake is out, the upstream's answer is awaited
     PASSING = "pass"           # the upstream's refusal is passed on
@@ -286,7 +288,7 @@ class Life:
         if self.finished:
             self.close("")                      # nothing unread can come any more
             return
-        for name in ("head", "connect", "answer", "idle", "next", "write"):
+        for name in ("head", "turn", "connect", "answer", "idle", "next", "write"):
             self.order(events.ClearTimer(name))
         self.order(events.Finish(Side.CLIENT))
         self.order(events.Read(Side.CLIENT))

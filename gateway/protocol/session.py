@@ -19,6 +19,7 @@ from gateway.events import Cause, Command, Event, RelayEnded, Side
 from gateway.protocol import forwarding, http1, websocket
 from gateway.protocol.asking import Asking
 from gateway.protocol.life import (
+    LATER_MAX,
     LINGER,
     RETRY_AFTER,
     TOO_SLOW,
@@ -193,6 +194,7 @@ class Session(Asking):
             if not origin_allowed(match.route, head.get_all(b"origin")):
                 raise ClientError(403, "This origin may not connect here.")
             self._check_limits(match.route)
+            turn = self._turn(match.route)
         except ClientError as error:
             self.refuse_client(error)
             return
@@ -201,7 +203,11 @@ class Session(Asking):
         request.early += head.rest
         head.rest = b""
         self.bound_early()
-        self.connect_next()
+        if turn > self.now:
+            self.enter(State.WAITING)
+            self.order(events.SetTimer("turn", turn))
+        else:
+            self.connect_next()
 
     def _find_route(self, request: RequestInHand) -> Match:
         """Route, upstream and request-target, or ClientError 400 or 404."""
@@ -228,6 +234,28 @@ class Session(Asking):
         if refusal is not None:
             raise ClientError(refusal.status, refusal.value, (RETRY_AFTER,))
         self.entered = route
+
+    def _turn(self, route: Route) -> float:
+        """When this handshake may go on, or ClientError 503. Clients that were told to come back
+        at one time would come back at one time."""
+        listener = self.listener
+        if not listener.handshakes and not route.handshakes:
+            return self.now
+        turn = self.desk.governor.turn(
+            self.now,
+            (f"listener {listener.address}", listener.handshakes),
+            (f"route {route.name}", route.handshakes),
+        )
+        if turn is None:
+            seconds = 1 + self.desk.random_bytes(1)[0] % LATER_MAX
+            later = (b"Retry-After", str(seconds).encode("ascii"))
+            raise ClientError(503, "Too many handshakes at once.", (later,))
+        return turn
+
+    def on_turn(self, event: events.TimedOut) -> None:
+        """It may go on."""
+        assert event.name == "turn", event.name
+        self.connect_next()
 
     def _show_page(self, head: http1.Request) -> None:
         if head.method in (b"GET", b"HEAD"):
@@ -341,7 +369,8 @@ def _way(handler: Callable[..., None], *to: State) -> Way:
 
 
 _C, _U = Side.CLIENT, Side.UPSTREAM
-HEAD, EXCHANGE, CONNECTING = State.HEAD, State.EXCHANGE, State.CONNECTING
+HEAD, EXCHANGE, WAITING = State.HEAD, State.EXCHANGE, State.WAITING
+CONNECTING = State.CONNECTING
 ASKING, PASSING, RELAYING = State.ASKING, State.PASSING, State.RELAYING
 LINGERING, CLOSING, OVER = State.LINGERING, State.CLOSING, State.OVER
 
@@ -349,11 +378,11 @@ LINGERING, CLOSING, OVER = State.LINGERING, State.CLOSING, State.OVER
 # its handler.
 TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Way] = {
     (HEAD, _C, events.Received): _way(
-        Session.on_head_received, HEAD, EXCHANGE, CONNECTING, LINGERING
+        Session.on_head_received, HEAD, EXCHANGE, WAITING, CONNECTING, LINGERING
     ),
     (HEAD, _C, events.Finished): _way(Session.on_head_finished, HEAD, CLOSING),
     (HEAD, _C, events.TimedOut): _way(
-        Session.on_head_timed_out, HEAD, EXCHANGE, CONNECTING, LINGERING, CLOSING
+        Session.on_head_timed_out, HEAD, EXCHANGE, WAITING, CONNECTING, LINGERING, CLOSING
     ),
     (HEAD, _C, events.Clogged): _way(Session.on_clogged_client, HEAD),
     (HEAD, _C, events.Cleared): _way(Session.on_cleared_client, HEAD),
@@ -365,6 +394,11 @@ TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Way] = {
     (EXCHANGE, _C, events.TimedOut): _way(Session.on_exchange_timed_out, LINGERING, CLOSING),
     (EXCHANGE, _C, events.Clogged): _way(Session.on_clogged_client, EXCHANGE),
     (EXCHANGE, _C, events.Cleared): _way(Session.on_cleared_client, EXCHANGE),
+
+    (WAITING, _C, events.Received): _way(Session.on_early_received, WAITING),
+    (WAITING, _C, events.Finished): _way(Session.on_client_left, CLOSING),
+    (WAITING, _C, events.TimedOut): _way(Session.on_turn, CONNECTING, LINGERING),
+    (WAITING, _C, events.Closed): _way(Session.on_client_left, OVER),
 
     (CONNECTING, _C, events.Received): _way(Session.on_early_received, CONNECTING),
     (CONNECTING, _C, events.Finished): _way(Session.on_client_left, CLOSING),
@@ -419,6 +453,7 @@ ALWAYS: Mapping[tuple[Side, type[Event]], Way] = {
 # What changes when the worker drains, and when it cuts. The other states end by themselves soon.
 ON_DRAIN: Mapping[State, Way] = {
     HEAD: _way(Session.on_drain_in_head, HEAD),
+    WAITING: _way(Session.on_drain_unanswered, LINGERING),
     CONNECTING: _way(Session.on_drain_unanswered, LINGERING),
     ASKING: _way(Session.on_drain_unanswered, LINGERING),
     RELAYING: _way(Session.on_drain_in_relay, RELAYING),
@@ -426,6 +461,7 @@ ON_DRAIN: Mapping[State, Way] = {
 ON_KILL: Mapping[State, Way] = {
     HEAD: _way(Session.on_kill_in_head, CLOSING),
     EXCHANGE: _way(Session.on_kill_answered, CLOSING),
+    WAITING: _way(Session.on_kill_unanswered, CLOSING),
     CONNECTING: _way(Session.on_kill_unanswered, CLOSING),
     ASKING: _way(Session.on_kill_unanswered, CLOSING),
     PASSING: _way(Session.on_kill, CLOSING),

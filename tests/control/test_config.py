@@ -142,10 +142,18 @@ def test_sizes(tmp_path: Path, text: str, octets: int) -> None:
     assert one_route(tmp_path, f'upstream = "ws://x"\nmax_message = "{text}"').max_message == octets
 
 
+@pytest.mark.parametrize(
+    ("text", "times"), [("500/s", 500.0), ("30/m", 0.5), ("1/m", 1 / 60), ("off", 0.0)],
+)
+def test_rates(tmp_path: Path, text: str, times: float) -> None:
+    """Rates become times a second."""
+    assert one_route(tmp_path, f'upstream = "ws://x"\nhandshakes = "{text}"').handshakes == times
+
+
 def test_off_is_zero(tmp_path: Path) -> None:
     """Everything that may be off is 0 then."""
-    keys = ("max_frame", "max_sessions", "max_sessions_per_client", "write_timeout", "heartbeat",
-            "idle_timeout", "session_timeout")
+    keys = ("max_frame", "max_sessions", "max_sessions_per_client", "handshakes",
+            "write_timeout", "heartbeat", "idle_timeout", "session_timeout")
     route = one_route(
         tmp_path, 'upstream = "ws://x"\n' + "\n".join(f'{key} = "off"' for key in keys)
     )

@@ -23,6 +23,9 @@ durations = st.tuples(st.integers(1, 9999), st.sampled_from(["ms", "s", "m", "h"
 sizes = st.tuples(st.integers(4, 1024), st.sampled_from(["KiB", "MiB"])).map(
     lambda found: f"{found[0]}{found[1]}"
 )
+rates = st.tuples(st.integers(1, 9999), st.sampled_from(["s", "m"])).map(
+    lambda found: f"{found[0]}/{found[1]}"
+)
 words = st.text(string.ascii_letters + string.digits, min_size=1, max_size=6)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
 values = st.text(string.ascii_letters + ' "\\=,', max_size=8).map(str.strip)
@@ -49,6 +52,7 @@ BUSY = {
     "origins": st.lists(origins, unique=True, max_size=3),
     "max_message": off(sizes), "max_frame": off(sizes), "max_queue": sizes,
     "max_sessions": off(st.integers(1, 99)), "max_sessions_per_client": off(st.integers(1, 99)),
+    "handshakes": off(rates),
     "write_timeout": off(durations), "close_timeout": durations,
     "heartbeat": off(durations), "session_timeout": off(durations),
     "drain_code": codes, "drain_reason": texts,
@@ -119,7 +123,7 @@ def documents(draw: st.DrawFn) -> str:
     lines += [f"{k} = {toml(v)}" for k, v in some({
         "mode": st.sampled_from(["0600", "0777", "0000"]), "backlog": st.integers(1, 9999),
         "head_timeout": durations, "keepalive_timeout": durations,
-        "max_head": st.integers(1, 1024).map("{}KiB".format),
+        "max_head": st.integers(1, 1024).map("{}KiB".format), "handshakes": off(rates),
     }).items()]
     lines.append("[defaults]")
     lines += [f"{k} = {toml(v)}" for k, v in some(

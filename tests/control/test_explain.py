@@ -40,6 +40,7 @@ in force:
   max_queue = "256KiB"
   max_sessions = "off"
   max_sessions_per_client = 50
+  handshakes = "off"
   connect_timeout = "1s"
   answer_timeout = "15s"
   idle_timeout = "off"

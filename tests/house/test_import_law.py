@@ -51,7 +51,7 @@ LAW = (
     ),
     Layer(
         "policy",
-        files=("routing", "upstreams", "limits"),
+        files=("routing", "upstreams", "limits", "governor", "balance"),
         layers=("words", "policy"),
         never=frozenset(IO | {"datetime", "os", "pathlib", "secrets"}),
     ),

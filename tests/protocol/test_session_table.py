@@ -157,10 +157,14 @@ class Chance:
             route={
                 "write_timeout": dice.choice([0.0, 4.0]), "origins": None,
                 "max_sessions_per_client": dice.choice([0, 1]),
+                "handshakes": 4.0,
             },
             listener=dice.choice([LISTENER, Listener(address=LISTENER.address, max_head=300)]),
         )
         self.unread: list[bytes] = []
+        for _ in range(dice.choice([0, 0, 1, 2, 5])):    # others who came just before
+            for route in ("route chat", "route raw"):
+                self.play.desk.governor.turn(self.play.now, (route, 4.0))
 
     def go(self) -> None:
         """Play to the end. What is said is obeyed, and the play's own asserts watch."""
@@ -178,7 +182,7 @@ class Chance:
             yield play.drains
         if dice.random() < 0.1:
             yield play.is_killed
-        if play.timers and (dice.random() < 0.3 or "next" in play.timers):
+        if play.timers and (dice.random() < 0.3 or {"next", "turn"} & set(play.timers)):
             yield self.timer
         if play.relayed is not None:
             yield lambda: play.relay_ended(dice.choice(list(Cause)), dice.choice([C, U, None]))
@@ -236,7 +240,7 @@ class Chance:
         play, session = self.play, self.play.session
         entered = session.state in (State.CONNECTING, State.ASKING, State.PASSING, State.RELAYING)
         limits = play.desk.limits
-        assert limits.sessions == entered
+        assert limits.sessions == (entered or session.state is State.WAITING)
         assert sum(one.active for pool in play.desk.pools.values() for one in pool.endpoints) == (
             entered
         )
