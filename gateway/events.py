@@ -136,6 +136,7 @@ class LegCounts:
     not_spliced: str = ""                # why nothing was spliced; "" if something was
     close_received: int | None = None    # code of this side's Close; 1005 if it had none
     close_sent: int | None = None        # code of the Close that this side was sent, likewise
+    cut: bool = False                    # this side was reset while bytes or a farewell waited
     pings_sent: int = 0                  # heartbeats of our own to this side
     round_trip: float | None = None      # seconds, of the last heartbeat that was answered
 

@@ -32,6 +32,7 @@ class Leg:
         "close_received",
         "close_sent",
         "cursor",
+        "cut",
         "fate",
         "finished",
         "foreign_ping_at",
@@ -66,6 +67,7 @@ class Leg:
         self.close_received: int | None = None
         self.close_sent: int | None = None
         self.heard_at = now                     # last byte from this side
+        self.cut = False                        # reset while bytes or a farewell waited for it
         self.taken_at = now                     # last progress of its queue
         self.probe_at: float | None = None      # silence since then counts as lost
         self.ping_at = 0.0
@@ -94,11 +96,24 @@ class Leg:
         )
 
     def raise_fate(self, fate: Fate) -> None:
-        """Fates only grow; RESET drops the queue."""
+        """Fates only grow; RESET drops the queue and a farewell that waits: the leg is cut."""
         self.fate = max(self.fate, fate)
-        if self.fate is Fate.RESET and self.queued:
-            self.queue.clear()
-            self.queued = 0
+        if self.fate is Fate.RESET and (self.queued or self.pending is not None):
+            self.cut = True
+            self.drop()
+
+    def drop(self) -> None:
+        """Forget what waits for it."""
+        self.pending = None
+        self.queue.clear()
+        self.queued = 0
+
+    def put(self, data: bytes, now: float) -> None:
+        """Queue bytes. What waits begins to wait now, if nothing waited before."""
+        if not self.queued:
+            self.taken_at = now
+        self.queue.append(data)
+        self.queued += len(data)
 
     def counts(self) -> LegCounts:
         """A snapshot."""
@@ -113,6 +128,7 @@ class Leg:
             not_spliced=NOT_SPLICED,
             close_received=self.close_received,
             close_sent=self.close_sent,
+            cut=self.cut,
             pings_sent=self.pings_sent,
             round_trip=self.round_trip,
         )

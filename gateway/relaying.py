@@ -8,15 +8,22 @@ memory engine runs on, and uvloop where nothing is compiled.
 Three stages, each only once, in this order:
 
 - open: frames pass both ways.
-- closing: one side has sent Close or FIN, and the other's answer is awaited, `close_timeout` long.
-- ending: the cause is settled, the farewells are said or wait for the end of a frame, what still
-  comes is thrown away, until both sides have finished or `close_timeout` is over.
+- closing: one side has sent Close or FIN, and the other's answer is awaited.
+- ending: the cause is settled, the farewells are said or wait for the end of a frame, and what
+  still comes is thrown away, until both sides have finished or their time is over.
+
+Two clocks, the same in closing and ending. While something waits for a side, its clock is
+`write_timeout`: so long it may take no byte. `close_timeout` begins when the last word has left
+its queue, and not while the side that is to answer is held back by the other. So a side that is
+slow is not cut; what bounds one that takes a byte now and then is `session_timeout`, and the order
+KILLED, which ends a drain.
 
 Laws:
 
 - Bytes of the gateway's own enter only between two frames. Where the frame under way will never
   be whole, nothing is put in, and that leg is reset: a cut stream never looks whole.
 - A leg gets at most one Close, and nothing behind it.
+- A leg that is reset while bytes or a farewell wait for it is `cut`, and says so in its counts.
 - What is queued for a leg is bounded: `max_queue`, and what one read brought.
 - Nothing raises because of what the sides do. A fact that cannot be (bytes after FIN) is asserted.
 """
@@ -68,12 +75,12 @@ class Relay:
 
     __slots__ = (
         "_active_at",
-        "_closing_at",
-        "_ending_at",
         "_first",
+        "_limit_at",
         "_random_bytes",
         "_rules",
         "_session_at",
+        "_since",
         "_wrapper",
         "cause",
         "deadline",
@@ -90,9 +97,9 @@ class Relay:
         self.side: Side | None = None
         self.detail = ""
         self._first: Side | None = None         # who sent the first Close or FIN
-        self._closing_at = math.inf             # the answer to it is awaited until then
-        self._ending_at = math.inf              # everything is over by then
+        self._since = now                       # close_timeout counts from then, or later
         self._session_at = now + rules.session_timeout if rules.session_timeout else math.inf
+        self._limit_at = self._session_at + (rules.write_timeout or rules.close_timeout)
         self._active_at = now                   # last byte but for our own pongs
         self._wrapper = TextWrapper() if rules.raw_text else None
         self.deadline = math.inf
@@ -119,14 +126,14 @@ class Relay:
         leg.bytes_in += len(data)
         leg.heard_at = now
         if self.cause is not None:
-            self._received_while_ending(leg, other, data)
+            self._received_while_ending(leg, other, data, now)
         elif leg.close_received is None:
             active_at, self._active_at = self._active_at, now
             if leg.raw:
                 self._wrap(data, now)
             elif self._walk(leg, data, now):
                 self._active_at = active_at     # nothing came but the answer to our ping
-        self._set_reading()
+        self._look(now)
 
     def finished(self, side: Side, now: float) -> None:
         """FIN came from `side`."""
@@ -135,7 +142,6 @@ class Relay:
         leg.finished = True
         if self.cause is not None:
             if other.pending is not None:
-                other.pending = None
                 other.raise_fate(Fate.RESET)
             if leg.pending is None:             # else it still gets the rest of a frame
                 leg.raise_fate(Fate.CLOSE)
@@ -150,22 +156,19 @@ class Relay:
             self._end(Cause.CUT, side, "FIN inside a frame", now)
         else:
             self._finished_between_frames(leg, other, now)
-        self._set_reading()
+        self._look(now)
 
     def lost(self, side: Side, detail: str, now: float) -> None:
         """The link of `side` is gone (RST, or the kernel gave up); the driver has closed it."""
         leg, other = self.legs[side], self.legs[1 - side]
         assert not leg.gone
+        leg.gone = True
+        leg.drop()
         if self.cause is None:
             self._end(Cause.LOST, side, detail, now)
         elif other.pending is not None:
-            other.pending = None
             other.raise_fate(Fate.RESET)
-        leg.gone = True
-        leg.pending = None
-        leg.queue.clear()
-        leg.queued = 0
-        self._set_reading()
+        self._look(now)
 
     def sent(self, side: Side, count: int, now: float) -> None:
         """The kernel took `count` bytes from the front of this side's queue."""
@@ -183,39 +186,36 @@ class Relay:
             queue.popleft()
         if leg.clogged and leg.queued <= self._rules.max_queue // 2:
             leg.clogged = False
+            self._since = now                   # who was held back has its time from now on
             self._set_reading()
+        if not self._is_open:
+            self._set_deadline(now)
 
     def end(self, cause: Cause, now: float) -> None:
         """End it by order: DRAIN, SESSION_TIMEOUT, POLICY..., or KILLED, which also hurries."""
         if cause is Cause.KILLED:
             if self.cause is None:
                 self._end(cause, None, "ended at once", now)
-            self._ending_at = self.deadline = now
+            self._limit_at = now
             for leg in self.legs:
-                if leg.pending is not None:
-                    leg.pending = None
-                    leg.raise_fate(Fate.RESET)
-                leg.raise_fate(Fate.CLOSE)
-        elif self.cause is None and self._first is None:
+                leg.raise_fate(Fate.CLOSE if leg.pending is None else Fate.RESET)
+        elif self._is_open:
             self._end(cause, None, cause.value, now)
-        self._set_reading()
+        self._look(now)
 
     def tick(self, now: float) -> None:
         """Call it at `deadline` or later; earlier is harmless."""
         if self.cause is not None:
-            if now >= self._ending_at:
-                for leg in self.legs:
-                    cut = leg.pending is not None or leg.queued
-                    leg.pending = None
-                    leg.raise_fate(Fate.RESET if cut else Fate.CLOSE)
-        elif now >= self._closing_at:
-            self._unanswered(now)
-        elif now >= self._session_at and self._first is None:
+            self._tick_ending(now)
+        elif self._first is None and now >= self._session_at:
             self._end(Cause.SESSION_TIMEOUT, None, "session_timeout", now)
-        else:
-            self._tick_open(now)
-        self._set_deadline(now)
+        elif not self._is_stalled(now):
+            if self._first is None:
+                self._tick_open(now)
+            else:
+                self._tick_closing(now)
         self._set_reading()
+        self._set_deadline(now)
 
     # --- Bytes ----------------------------------------------------------------------------
 
@@ -239,23 +239,22 @@ class Relay:
         # A frame without payload passes nothing toward raw bytes, but it is something that came.
         return not passed and cursor.frames - before == pongs
 
-    def _received_while_ending(self, leg: Leg, other: Leg, data: bytes) -> None:
+    def _received_while_ending(self, leg: Leg, other: Leg, data: bytes, now: float) -> None:
         """Thrown away, but for the rest of a frame behind which a farewell waits."""
         if other.pending is None:
             return
         data = data[: leg.cursor.remaining]
         for step in leg.cursor.feed(data):
             if step.kind is Kind.PASS:
-                other.queue.append(step.data)
-                other.queued += len(step.data)
+                other.put(step.data, now)
             else:                               # text of a raw leg that is not UTF-8
-                other.pending = None
                 other.raise_fate(Fate.RESET)
                 return
         if not leg.cursor.in_frame:
             code, reason = other.pending
             other.pending = None
-            self._say(other, code, reason)
+            self._since = now                   # the time for last words begins with ours
+            self._say(other, code, reason, now)
 
     def _control(self, leg: Leg, other: Leg, step: Step, now: float) -> bool:
         """A whole control frame from `leg`; True if it was the answer to our own ping."""
@@ -294,12 +293,16 @@ class Relay:
         """Queue bytes for a leg that can still be told things."""
         if leg.fate is not Fate.OPEN or leg.gone:
             return                              # its far end is gone, or has been told the end
-        if not leg.queued:
-            leg.taken_at = now
-            if self._rules.write_timeout:
-                self._sooner(now + self._rules.write_timeout)
-        leg.queue.append(data)
-        leg.queued += len(data)
+        if not leg.queued and self._rules.write_timeout:
+            self.deadline = min(self.deadline, now + self._rules.write_timeout)
+        leg.put(data, now)
+
+    def _look(self, now: float) -> None:
+        """After a fact: who is to be read, and, unless the relay is open, what is due when. (While
+        it is open, deadlines move away with each byte, and one early tick is cheaper.)"""
+        self._set_reading()
+        if not self._is_open:
+            self._set_deadline(now)
 
     def _set_reading(self) -> None:
         """Back-pressure crosses the relay; what is only thrown away is always read."""
@@ -328,7 +331,7 @@ class Relay:
         if other.raw:
             # RFC 6455 5.5.1: the endpoint, which we are here, answers as soon as it can.
             self._settle(Cause.CLOSED, leg.side, "", now)
-            self._say(leg, code, "")
+            self._say(leg, code, "", now)
             other.raise_fate(Fate.FINISH)
             return
         if other.fate is Fate.OPEN and not other.gone:
@@ -341,8 +344,7 @@ class Relay:
             for each in self.legs:
                 self._after_farewell(each)
         elif self._first is None:
-            self._first = leg.side
-            self._await_answer(now)
+            self._first, self._since = leg.side, now
 
     def _finished_raw(self, leg: Leg, now: float) -> None:
         """FIN without Close where the upstream is raw."""
@@ -356,51 +358,44 @@ class Relay:
             self._end(Cause.TEXT, leg.side, "the stream ends inside a character", now)
         else:
             self._settle(Cause.FINISHED, leg.side, "", now)
-            self._bid(client, frames.NORMAL, "")
-            self._bid(upstream, None, "")
+            self._bid(client, frames.NORMAL, "", now)
+            self._bid(upstream, None, "", now)
 
     def _finished_between_frames(self, leg: Leg, other: Leg, now: float) -> None:
         """FIN without Close: passed on, and what the other still says is delivered."""
         other.raise_fate(Fate.FINISH)
         if self._first is None:
-            self._first = leg.side
-            self._await_answer(now)
+            self._first, self._since = leg.side, now
         if other.finished or other.close_received is not None:
             side = self._first if other.close_received is None else leg.side
             self._settle(Cause.FINISHED, side, "FIN without Close", now)
             for each in self.legs:
                 self._after_farewell(each)
 
-    def _await_answer(self, now: float) -> None:
-        self._closing_at = now + self._rules.close_timeout
-        self._sooner(self._closing_at)
-
     def _unanswered(self, now: float) -> None:
         """A Close or a FIN was not answered in time."""
         assert self._first is not None
         first, other = self.legs[self._first], self.legs[1 - self._first]
-        if first.close_received is not None and other.reading:
+        if first.close_received is not None:
             self._end(Cause.UNANSWERED, other.side, "Close was not answered", now)
-        elif first.close_received is not None:
-            # Back-pressure: an answer may be there, and could not have been passed on.
-            self._end(Cause.STALLED, first.side, "it closed, and took nothing more", now)
         else:
             self._settle(Cause.FINISHED, first.side, "the other side did not finish in time", now)
             other.raise_fate(Fate.RESET)
-            first.raise_fate(Fate.RESET if first.queued or other.cursor.in_frame else Fate.CLOSE)
+            first.raise_fate(Fate.RESET if other.cursor.in_frame else Fate.CLOSE)
 
     def _settle(self, cause: Cause, side: Side | None, detail: str, now: float) -> None:
         """The cause is settled; from here on the relay is ending."""
         assert self.cause is None
         self.cause, self.side, self.detail = cause, side, detail
-        self._ending_at = now + self._rules.close_timeout
-        self._sooner(self._ending_at)
+        self._since = now
+        rules = self._rules
+        self._limit_at = max(self._limit_at, now + (rules.write_timeout or rules.close_timeout))
 
     def _end(self, cause: Cause, side: Side | None, detail: str, now: float) -> None:
         """Settle the cause and tell both sides, by the table of ends."""
         self._settle(cause, side, detail, now)
         if side is None:
-            self._end_by_order(cause)
+            self._end_by_order(cause, now)
             return
         farewell = FAREWELLS[cause]
         offender, other = self.legs[side], self.legs[1 - side]
@@ -409,15 +404,15 @@ class Relay:
         if other.raw:
             other.raise_fate(Fate.RESET)
         else:
-            self._bid(other, LOST_CODE[other.side], LOST_REASON[other.side])
+            self._bid(other, LOST_CODE[other.side], LOST_REASON[other.side], now)
         if farewell.offender is None:
-            self._bid(offender, None, "")        # it has finished: at most a frame is under way
+            self._bid(offender, None, "", now)   # it has finished: at most a frame is under way
         elif offender.raw:
             offender.raise_fate(Fate.RESET)
         else:
-            self._bid(offender, farewell.offender, detail)
+            self._bid(offender, farewell.offender, detail, now)
 
-    def _end_by_order(self, cause: Cause) -> None:
+    def _end_by_order(self, cause: Cause, now: float) -> None:
         """Nobody's fault: the gateway's own order or the route's."""
         rules = self._rules
         code, reason = frames.GOING_AWAY, cause.value
@@ -428,28 +423,27 @@ class Relay:
         elif cause is Cause.POLICY:
             code = frames.POLICY_VIOLATION
         client, upstream = self.legs
-        self._bid(client, code, reason)
-        self._bid(upstream, None if upstream.raw else frames.GOING_AWAY, reason)
+        self._bid(client, code, reason, now)
+        self._bid(upstream, None if upstream.raw else frames.GOING_AWAY, reason, now)
 
-    def _bid(self, leg: Leg, code: int | None, reason: str) -> None:
+    def _bid(self, leg: Leg, code: int | None, reason: str, now: float) -> None:
         """Say farewell now, or at the end of the frame under way, or never if that is cut."""
         source = self.legs[1 - leg.side]
         if leg.gone or leg.fate >= Fate.CLOSE:
             return
         if not source.cursor.in_frame:
-            self._say(leg, code, reason)
-        elif source.cursor.broken or source.finished or source.gone or source.fate >= Fate.CLOSE:
+            self._say(leg, code, reason, now)
+            return
+        leg.pending = (code, reason)
+        if source.cursor.broken or source.finished or source.gone or source.fate >= Fate.CLOSE:
             leg.raise_fate(Fate.RESET)
-        else:
-            leg.pending = (code, reason)
 
-    def _say(self, leg: Leg, code: int | None, reason: str) -> None:
+    def _say(self, leg: Leg, code: int | None, reason: str, now: float) -> None:
         """Put the farewell behind what is queued. Toward raw bytes it is FIN alone."""
         if code is not None and leg.close_sent is None and leg.fate is Fate.OPEN:
             mask = self._random_bytes(4) if leg.side is Side.UPSTREAM else b""
             frame = frames.build_close(code, reason, mask)
-            leg.queue.append(frame)
-            leg.queued += len(frame)
+            leg.put(frame, now)
             leg.close_sent = code
         self._after_farewell(leg)
 
@@ -462,15 +456,42 @@ class Relay:
 
     # --- Time -----------------------------------------------------------------------------
 
-    def _tick_open(self, now: float) -> None:
-        """Stalled, idle, silent; heartbeats."""
-        rules = self._rules
+    @property
+    def _is_open(self) -> bool:
+        """Frames pass both ways: neither closing nor ending."""
+        return self.cause is None and self._first is None
+
+    def _is_stalled(self, now: float) -> bool:
+        """End it if a side has taken nothing of what waits for it."""
         for leg in self.legs:
-            if leg.queued and rules.write_timeout and now >= leg.taken_at + rules.write_timeout:
-                self._end(Cause.STALLED, leg.side, "write_timeout: it took no byte", now)
-                return
-        if self._first is not None:
-            return
+            if now >= self._stalled_at(leg):
+                detail = "write_timeout: it took no byte"
+                if not self._rules.write_timeout:
+                    detail = "close_timeout: it took no byte"
+                self._end(Cause.STALLED, leg.side, detail, now)
+                return True
+        return False
+
+    def _tick_closing(self, now: float) -> None:
+        """The answer to the first Close or FIN is awaited."""
+        if now >= self._answer_at():
+            self._unanswered(now)
+        elif now >= self._limit_at:
+            self._end(Cause.SESSION_TIMEOUT, None, "session_timeout", now)
+
+    def _tick_ending(self, now: float) -> None:
+        """Give up the legs whose time is over."""
+        due = [leg for leg in self.legs if now >= min(self._leg_at(leg), self._limit_at)]
+        for leg in due:
+            cut = leg.queued or leg.pending is not None
+            leg.raise_fate(Fate.RESET if cut else Fate.CLOSE)
+            other = self.legs[1 - leg.side]
+            if other.pending is not None:
+                other.raise_fate(Fate.RESET)    # the frame under way will never be whole
+
+    def _tick_open(self, now: float) -> None:
+        """Idle, silent; heartbeats."""
+        rules = self._rules
         if rules.idle_timeout and now >= self._active_at + rules.idle_timeout:
             if not any(leg.queued for leg in self.legs):
                 self._end(Cause.IDLE, None, "idle_timeout", now)
@@ -495,6 +516,8 @@ class Relay:
         if now < leg.heard_at + rules.heartbeat:
             return False
         foreign = leg.foreign_ping_at
+        if foreign is not None and foreign < leg.heard_at:
+            foreign = leg.foreign_ping_at = None     # it spoke since then, and not to answer
         if foreign is not None:
             # RFC 6455 5.5.3: it may answer the latest ping only, so ours would hide the other's.
             leg.probe_at = foreign if foreign > leg.heard_at else now
@@ -506,20 +529,47 @@ class Relay:
             leg.ping_at = leg.probe_at = now
         return False
 
-    def _sooner(self, at: float) -> None:
-        self.deadline = min(self.deadline, at)
+    def _stalled_at(self, leg: Leg) -> float:
+        """When a side is given up unless it takes a byte. Where `write_timeout` is off that is
+        never while the relay is open, and `close_timeout` else: an end must come to an end."""
+        if not leg.queued:
+            return math.inf
+        if self._rules.write_timeout:
+            return leg.taken_at + self._rules.write_timeout
+        if self._is_open:
+            return math.inf
+        return max(leg.taken_at, self._since) + self._rules.close_timeout
+
+    def _answer_at(self) -> float:
+        """When the answer to the first Close or FIN is overdue. It is not as long as that Close
+        or FIN has not left, or back-pressure keeps the answer from being read."""
+        assert self._first is not None
+        other = self.legs[1 - self._first]
+        if other.queued or not other.reading:
+            return math.inf
+        return max(other.taken_at, self._since) + self._rules.close_timeout
+
+    def _leg_at(self, leg: Leg) -> float:
+        """When a leg is given up while ending."""
+        if leg.done:
+            return math.inf
+        if leg.queued:
+            return self._stalled_at(leg)
+        if leg.pending is None and self.legs[1 - leg.side].pending is not None:
+            return math.inf                     # the other waits for the rest of its frame
+        return max(leg.taken_at, self._since) + self._rules.close_timeout
 
     def _set_deadline(self, now: float) -> None:
         """The earliest time at which `tick` may have something to do."""
         rules = self._rules
         if self.cause is not None:
-            self.deadline = self._ending_at if not self.over else math.inf
+            at = min(self._limit_at, *map(self._leg_at, self.legs))
+            self.deadline = math.inf if self.over else at
             return
-        deadline = self._closing_at
-        for leg in self.legs:
-            if leg.queued and rules.write_timeout:
-                deadline = min(deadline, leg.taken_at + rules.write_timeout)
-        if self._first is None:
+        deadline = min(map(self._stalled_at, self.legs))
+        if self._first is not None:
+            deadline = min(deadline, self._answer_at(), self._limit_at)
+        else:
             deadline = min(deadline, self._session_at)
             if rules.idle_timeout:
                 deadline = min(deadline, self._active_at + rules.idle_timeout)

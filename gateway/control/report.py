@@ -31,7 +31,8 @@ line, ASCII:
 - `"type": "access"`, one for each session or plain exchange; every key is always there:
   `time` (RFC 3339, UTC, of the end), `session`, `client`, `peer`, `listener`, `method`, `host`,
   `path`, `query` (only with `log_query`), `route`, `endpoint`, `phase`, `status` (or null),
-  `cause`, `blame` (client, upstream, gateway, operator or null), `detail`, `subprotocol`,
+  `cause`, `blame` (client, upstream, gateway, operator or null), `detail`, `cut` (client,
+  upstream, both, or empty: who was reset while bytes or a farewell waited for it), `subprotocol`,
   `duration_ms`, `phases_ms` (an object: phase to milliseconds), `carried` (copy, splice, both, or
   empty where there was no relay), `from_client` and `from_upstream`: objects of `bytes_in`,
   `bytes_out`, `frames`, `messages`, `payload`, `carried` (what came from this side), `copied`,
@@ -293,6 +294,13 @@ def _leg(counts: LegCounts) -> dict[str, Value]:
     }
 
 
+def _cut(client: LegCounts, upstream: LegCounts) -> str:
+    """Which sides were cut."""
+    if client.cut:
+        return "both" if upstream.cut else "client"
+    return "upstream" if upstream.cut else ""
+
+
 def _carried(one: LegCounts, other: LegCounts) -> str:
     """How the bytes of these legs were moved; of one leg, if it is given twice."""
     copied = one.copied or other.copied
@@ -327,6 +335,7 @@ def access_fields(record: AccessRecord, *, log_query: bool) -> dict[str, Value]:
         "cause": record.cause,
         "blame": record.blame.value if record.blame else None,
         "detail": record.detail,
+        "cut": _cut(*record.counts),
         "subprotocol": record.subprotocol,
         "duration_ms": _milliseconds(record.ended - record.started),
         "phases_ms": phases,

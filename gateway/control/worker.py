@@ -14,8 +14,8 @@ Laws of this file:
   both links are reset, what it was counted for is given back. The others go on.
 - A signal is an event like all others: its handler writes one byte into a socketpair, whose other
   end is a link of the engine.
-- A drain ends when every session has; at the latest when `drain` is over, and the rest is cut and
-  counted.
+- A drain ends when every session has; at the latest when `drain` is over, and the rest is cut.
+  Whoever loses bytes or a farewell once the end has begun is counted.
 """
 
 import base64
@@ -86,11 +86,12 @@ class _Echo:
 class _Party:
     """A machine with the links that are its own now."""
 
-    __slots__ = ("client", "listener", "machine", "name", "unpaired", "upstream")
+    __slots__ = ("client", "cut", "listener", "machine", "name", "unpaired", "upstream")
 
     def __init__(self, machine: _Machine, client: Link, name: str) -> None:
         self.machine = machine
         self.name = name
+        self.cut = False                    # counted as cut
         self.client: Link | None = client
         self.upstream: Link | None = None
         self.unpaired: Fault | None = None  # why a pair could not be made; told in the next batch
@@ -103,7 +104,7 @@ class Counts:
     accepted: int = 0
     refused: int = 0                    # cut at accept: far more connections than sessions
     crashed: int = 0                    # sessions that raised
-    cut: int = 0                        # sessions that a drain or SIGINT had to cut
+    cut: int = 0                        # sessions that were cut in a drain, or by SIGINT
 
 
 SessionMaker = Callable[..., Session]   # with the keywords of Session.__init__
@@ -443,13 +444,19 @@ class Worker:
         self._engine.clear_timer(self._signals, _UNLISTEN)
         self._engine.clear_timer(self._signals, _DRAIN)
         self._engine.set_timer(self._signals, _CUT, at + CUT_LIMIT)
-        cut = 0
+        before = self.counts.cut
         for party, session in list(self._sessions.items()):
-            cut += session.is_busy
+            if session.is_busy:
+                self._count_cut(party)
             self._tell(party, session.kill, at)
-        self.counts.cut += cut
+        cut = self.counts.cut - before
         if cut:
             self._report.warning(f"cutting sessions: {why}", sessions=cut)
+
+    def _count_cut(self, party: _Party) -> None:
+        """Once each."""
+        self.counts.cut += not party.cut
+        party.cut = True
 
     def _end_accepting(self) -> None:
         """No new client from here on; sessions that ask are told that we are going away."""
@@ -576,5 +583,9 @@ class Worker:
         if party.client is not None:
             self._engine.clear_timer(party.client, command.name)
 
-    def _record(self, _party: _Party, command: events.Record) -> None:
+    def _record(self, party: _Party, command: events.Record) -> None:
+        """A relay may end before `drain` is over, and not well: one that takes nothing is cut
+        after its `write_timeout`."""
+        if self._ending and any(counts.cut for counts in command.record.counts):
+            self._count_cut(party)
         self._report.access(command.record)

@@ -53,7 +53,7 @@ cdef enum:
     D_NO_ANSWER
     D_NO_FINISH
     D_STALLED
-    D_TOOK_NO_MORE
+    D_STALLED_ENDING
     D_SILENT
     D_IDLE
     D_SESSION
@@ -122,8 +122,8 @@ cdef inline const char *sentence(int detail) noexcept nogil:
         return b"the other side did not finish in time"
     if detail == D_STALLED:
         return b"write_timeout: it took no byte"
-    if detail == D_TOOK_NO_MORE:
-        return b"it closed, and took nothing more"
+    if detail == D_STALLED_ENDING:
+        return b"close_timeout: it took no byte"
     if detail == D_SILENT:
         return b"no sign of life after a ping"
     if detail == D_IDLE:

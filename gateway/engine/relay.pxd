@@ -71,6 +71,7 @@ cdef struct Leg:
     uint8_t raw
     uint8_t gone
     uint8_t finished
+    uint8_t cut                 # reset while bytes or a farewell waited for it
     uint8_t clogged
     uint8_t reading
     uint8_t ping_waits          # ping_payload is ours and was not answered
@@ -99,9 +100,9 @@ cdef struct Relay:
     # Flat, without a pointer: it can be copied, kept in shared memory, handed to another process.
     Leg legs[2]
     double deadline             # infinite: none
-    double closing_at
-    double ending_at
+    double since                # close_timeout counts from then, or later
     double session_at
+    double limit_at
     double active_at
     uint64_t detail_size        # numbers for the detail's sentence
     uint64_t detail_limit

@@ -72,8 +72,10 @@ cdef inline bint is_full(const Output *out) noexcept nogil:
 
 
 cdef inline void queue_up(
-    Leg *leg, Output *out, int side, const uint8_t *data, size_t size
+    Leg *leg, Output *out, int side, const uint8_t *data, size_t size, double now
 ) noexcept nogil:
+    if not leg.queued:
+        leg.taken_at = now
     give(out, side, data, size)
     leg.queued += size
 
@@ -86,11 +88,9 @@ cdef void put(
     cdef Leg *leg = &relay.legs[side]
     if leg.fate != OPEN or leg.gone:
         return
-    if not leg.queued:
-        leg.taken_at = now
-        if rules.write_timeout > 0 and now + rules.write_timeout < relay.deadline:
-            relay.deadline = now + rules.write_timeout
-    queue_up(leg, out, side, data, size)
+    if not leg.queued and rules.write_timeout > 0:
+        sooner(relay, now + rules.write_timeout)
+    queue_up(leg, out, side, data, size, now)
 
 
 cdef uint8_t *own_frame(
@@ -128,10 +128,9 @@ cdef void relay_init(Relay *relay, const Rules *rules, uint32_t index, double no
         leg.reading = 1
     relay.rules = index
     relay.side = relay.first = NO_SIDE
-    relay.closing_at = relay.ending_at = relay.session_at = INFINITY
-    if rules.session_timeout > 0:
-        relay.session_at = now + rules.session_timeout
-    relay.active_at = now
+    relay.session_at = now + rules.session_timeout if rules.session_timeout > 0 else INFINITY
+    relay.limit_at = relay.session_at + patience(rules)
+    relay.active_at = relay.since = now
     set_deadline(relay, rules, now)
 
 
@@ -147,8 +146,9 @@ cdef inline void raise_fate(Leg *leg, int fate) noexcept nogil:
     """Fates only grow. RESET drops what is queued: the driver must drop its pieces too."""
     if fate > leg.fate:
         leg.fate = <uint8_t>fate
-    if leg.fate == RESET:
-        leg.queued = 0
+    if leg.fate == RESET and (leg.queued or leg.pending):
+        leg.cut = 1
+        leg.queued = leg.pending = 0
 
 
 # --- The walk: gateway.frames.Cursor; its headers are in headers.pxd ----------------------------
@@ -175,7 +175,7 @@ cdef int pass_payload(
                 memmove(place, data, good)
                 data = place
         if ending:
-            queue_up(leg, out, UPSTREAM, data, good)
+            queue_up(leg, out, UPSTREAM, data, good, now)
         else:
             put(relay, rules, UPSTREAM, data, good, now, out)
     if good < size:
@@ -361,7 +361,7 @@ cdef size_t relay_received(
             if own:
                 relay.active_at = active_at
     leg.cursor.tail = <uint32_t>(size - used)
-    set_reading(relay, rules)
+    look_on(relay, rules, now)
     return used
 
 
@@ -410,7 +410,7 @@ cdef void relay_spliced(
     other.queued += size
     leg.cursor.header_left -= <uint8_t>head
     advance(relay, rules, &leg.cursor, size - head)
-    set_reading(relay, rules)
+    look_on(relay, rules, now)
 
 
 cdef void relay_finished(
@@ -421,7 +421,6 @@ cdef void relay_finished(
     leg.finished = 1
     if relay.cause:
         if other.pending:
-            other.pending = 0
             raise_fate(other, RESET)
         if not leg.pending:
             raise_fate(leg, CLOSE)
@@ -434,7 +433,7 @@ cdef void relay_finished(
         end_with(relay, rules, C_CUT, side, D_FIN_IN_FRAME, now, out)
     else:
         finished_between_frames(relay, rules, side, now)
-    set_reading(relay, rules)
+    look_on(relay, rules, now)
 
 
 cdef void relay_lost(
@@ -442,16 +441,14 @@ cdef void relay_lost(
 ) noexcept nogil:
     cdef Leg *leg = &relay.legs[side]
     cdef Leg *other = &relay.legs[1 - side]
+    leg.gone = 1
+    leg.queued = leg.pending = 0
     if not relay.cause:
         end_with(relay, rules, C_LOST, side, detail, now, out)
     elif other.pending:
-        other.pending = 0
         raise_fate(other, RESET)
-    leg.gone = 1
-    leg.pending = 0
-    leg.queued = 0
     out.count[side] = 0
-    set_reading(relay, rules)
+    look_on(relay, rules, now)
 
 
 cdef void relay_sent(
@@ -463,7 +460,10 @@ cdef void relay_sent(
     leg.taken_at = now
     if leg.clogged and leg.queued <= rules.max_queue // 2:
         leg.clogged = 0
+        relay.since = now                       # who was held back has its time from now on
         set_reading(relay, rules)
+    if not is_open(relay):
+        set_deadline(relay, rules, now)
 
 
 cdef void relay_end(
@@ -474,37 +474,27 @@ cdef void relay_end(
     if cause == C_KILLED:
         if not relay.cause:
             end_with(relay, rules, cause, NO_SIDE, D_KILLED, now, out)
-        relay.ending_at = relay.deadline = now
+        relay.limit_at = now
         for side in range(2):
             leg = &relay.legs[side]
-            if leg.pending:
-                leg.pending = 0
-                raise_fate(leg, RESET)
-            raise_fate(leg, CLOSE)
-    elif not relay.cause and relay.first == NO_SIDE:
+            raise_fate(leg, RESET if leg.pending else CLOSE)
+    elif is_open(relay):
         end_with(relay, rules, cause, NO_SIDE, D_BY_ORDER, now, out)
-    set_reading(relay, rules)
+    look_on(relay, rules, now)
 
 
 cdef void relay_tick(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil:
-    cdef int side
-    cdef Leg *leg
-    cdef bint cut
     if relay.cause:
-        if now >= relay.ending_at:
-            for side in range(2):
-                leg = &relay.legs[side]
-                cut = leg.pending or leg.queued
-                leg.pending = 0
-                raise_fate(leg, RESET if cut else CLOSE)
-    elif now >= relay.closing_at:
-        unanswered(relay, rules, now, out)
-    elif now >= relay.session_at and relay.first == NO_SIDE:
+        tick_ending(relay, rules, now)
+    elif relay.first == NO_SIDE and now >= relay.session_at:
         end_with(relay, rules, C_SESSION_TIMEOUT, NO_SIDE, D_SESSION, now, out)
-    else:
-        tick_open(relay, rules, now, out)
-    set_deadline(relay, rules, now)
+    elif not is_stalled(relay, rules, now, out):
+        if relay.first == NO_SIDE:
+            tick_open(relay, rules, now, out)
+        else:
+            tick_closing(relay, rules, now, out)
     set_reading(relay, rules)
+    set_deadline(relay, rules, now)
 
 
 # --- Ends --------------------------------------------------------------------------------------
@@ -524,20 +514,20 @@ cdef void received_while_ending(
     if rules.raw:
         wrong = pass_payload(relay, rules, data, size, now, out, True)
     else:
-        queue_up(other, out, 1 - side, data, size)
+        queue_up(other, out, 1 - side, data, size, now)
         wrong = 0
     head = size if size < cursor.header_left else cursor.header_left
     cursor.header_left -= <uint8_t>head
     if not wrong:
         wrong = advance(relay, rules, cursor, size - head)
     if wrong:
-        other.pending = 0
         raise_fate(other, RESET)
         out.count[1 - side] = 0
         return
     if not cursor.remaining:
         other.pending = 0
-        say(relay, rules, 1 - side, other.pending_code, other.pending_reason, out)
+        relay.since = now                       # the time for last words begins with ours
+        say(relay, rules, 1 - side, other.pending_code, other.pending_reason, now, out)
 
 
 cdef void on_close(
@@ -551,7 +541,7 @@ cdef void on_close(
     leg.close_received = <int32_t>code
     if other.raw:
         settle(relay, rules, C_CLOSED, side, D_NONE, now)
-        say(relay, rules, side, <int32_t>code, R_NONE, out)
+        say(relay, rules, side, <int32_t>code, R_NONE, now, out)
         raise_fate(other, FINISH)
         return
     if other.fate == OPEN and not other.gone:
@@ -564,7 +554,7 @@ cdef void on_close(
         after_farewell(relay, UPSTREAM)
     elif relay.first == NO_SIDE:
         relay.first = <uint8_t>side
-        await_answer(relay, rules, now)
+        relay.since = now
 
 
 cdef void finished_raw(
@@ -583,8 +573,8 @@ cdef void finished_raw(
         end_with(relay, rules, C_TEXT, side, D_STREAM_END, now, out)
     else:
         settle(relay, rules, C_FINISHED, side, D_NONE, now)
-        bid(relay, rules, CLIENT, 1000, R_NONE, out)
-        bid(relay, rules, UPSTREAM, FIN_ONLY, R_NONE, out)
+        bid(relay, rules, CLIENT, 1000, R_NONE, now, out)
+        bid(relay, rules, UPSTREAM, FIN_ONLY, R_NONE, now, out)
 
 
 cdef void finished_between_frames(
@@ -596,7 +586,7 @@ cdef void finished_between_frames(
     raise_fate(other, FINISH)
     if relay.first == NO_SIDE:
         relay.first = <uint8_t>side
-        await_answer(relay, rules, now)
+        relay.since = now
     if other.finished or other.close_received != NO_CLOSE:
         blamed = relay.first if other.close_received == NO_CLOSE else side
         settle(relay, rules, C_FINISHED, blamed, D_FIN_NO_CLOSE, now)
@@ -609,24 +599,24 @@ cdef inline void sooner(Relay *relay, double at) noexcept nogil:
         relay.deadline = at
 
 
-cdef void await_answer(Relay *relay, const Rules *rules, double now) noexcept nogil:
-    relay.closing_at = now + rules.close_timeout
-    sooner(relay, relay.closing_at)
+cdef inline bint is_open(const Relay *relay) noexcept nogil:
+    return not relay.cause and relay.first == NO_SIDE
+
+
+cdef inline double patience(const Rules *rules) noexcept nogil:
+    return rules.write_timeout if rules.write_timeout > 0 else rules.close_timeout
 
 
 cdef void unanswered(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil:
     """A Close or a FIN was not answered in time."""
     cdef Leg *first = &relay.legs[relay.first]
     cdef Leg *other = &relay.legs[1 - relay.first]
-    if first.close_received != NO_CLOSE and other.reading:
+    if first.close_received != NO_CLOSE:
         end_with(relay, rules, C_UNANSWERED, 1 - relay.first, D_NO_ANSWER, now, out)
-    elif first.close_received != NO_CLOSE:
-        # Back-pressure: an answer may be there, and could not have been passed on.
-        end_with(relay, rules, C_STALLED, relay.first, D_TOOK_NO_MORE, now, out)
     else:
         settle(relay, rules, C_FINISHED, relay.first, D_NO_FINISH, now)
         raise_fate(other, RESET)
-        raise_fate(first, RESET if first.queued or other.cursor.remaining else CLOSE)
+        raise_fate(first, RESET if other.cursor.remaining else CLOSE)
 
 
 cdef void settle(
@@ -636,8 +626,8 @@ cdef void settle(
     relay.cause = <uint8_t>cause
     relay.side = <uint8_t>side
     relay.detail = <uint8_t>detail
-    relay.ending_at = now + rules.close_timeout
-    sooner(relay, relay.ending_at)
+    relay.since = now
+    relay.limit_at = max(relay.limit_at, now + patience(rules))
 
 
 cdef void end_with(
@@ -649,7 +639,7 @@ cdef void end_with(
     cdef int code
     settle(relay, rules, cause, side, detail, now)
     if side == NO_SIDE:
-        end_by_order(relay, rules, cause, out)
+        end_by_order(relay, rules, cause, now, out)
         return
     offender, other = &relay.legs[side], &relay.legs[1 - side]
     if cause in (C_LOST, C_SILENT, C_STALLED, C_UNANSWERED):
@@ -668,17 +658,19 @@ cdef void end_with(
     if other.raw:
         raise_fate(other, RESET)
     elif side == CLIENT:
-        bid(relay, rules, UPSTREAM, 1001, R_CLIENT_FAILED, out)
+        bid(relay, rules, UPSTREAM, 1001, R_CLIENT_FAILED, now, out)
     else:
-        bid(relay, rules, CLIENT, 1014, R_UPSTREAM_FAILED, out)
+        bid(relay, rules, CLIENT, 1014, R_UPSTREAM_FAILED, now, out)
     if code:
         if offender.raw:
             raise_fate(offender, RESET)
         else:
-            bid(relay, rules, side, code, R_DETAIL, out)
+            bid(relay, rules, side, code, R_DETAIL, now, out)
 
 
-cdef void end_by_order(Relay *relay, const Rules *rules, int cause, Output *out) noexcept nogil:
+cdef void end_by_order(
+    Relay *relay, const Rules *rules, int cause, double now, Output *out
+) noexcept nogil:
     """Nobody's fault: the gateway's own order or the route's."""
     cdef int code = 1001, reason = R_IDLE
     if cause == C_SESSION_TIMEOUT:
@@ -687,12 +679,12 @@ cdef void end_by_order(Relay *relay, const Rules *rules, int cause, Output *out)
         code, reason = rules.drain_code, R_DRAIN
     elif cause == C_POLICY:
         code, reason = 1008, R_POLICY
-    bid(relay, rules, CLIENT, code, reason, out)
-    bid(relay, rules, UPSTREAM, FIN_ONLY if relay.legs[UPSTREAM].raw else 1001, reason, out)
+    bid(relay, rules, CLIENT, code, reason, now, out)
+    bid(relay, rules, UPSTREAM, FIN_ONLY if relay.legs[UPSTREAM].raw else 1001, reason, now, out)
 
 
 cdef void bid(
-    Relay *relay, const Rules *rules, int side, int code, int reason, Output *out
+    Relay *relay, const Rules *rules, int side, int code, int reason, double now, Output *out
 ) noexcept nogil:
     """Say farewell now, or at the end of the frame under way, or never if that is cut."""
     cdef Leg *leg = &relay.legs[side]
@@ -700,18 +692,18 @@ cdef void bid(
     if leg.gone or leg.fate >= CLOSE:
         return
     if not source.cursor.remaining:
-        say(relay, rules, side, code, reason, out)
-    elif source.cursor.broken or source.finished or source.gone or source.fate >= CLOSE:
+        say(relay, rules, side, code, reason, now, out)
+        return
+    leg.pending = 1
+    leg.pending_code = code
+    leg.pending_reason = <uint8_t>reason
+    if source.cursor.broken or source.finished or source.gone or source.fate >= CLOSE:
         raise_fate(leg, RESET)
         out.count[side] = 0
-    else:
-        leg.pending = 1
-        leg.pending_code = code
-        leg.pending_reason = <uint8_t>reason
 
 
 cdef void say(
-    Relay *relay, const Rules *rules, int side, int code, int reason, Output *out
+    Relay *relay, const Rules *rules, int side, int code, int reason, double now, Output *out
 ) noexcept nogil:
     """Put the farewell behind what is queued. Toward raw bytes it is FIN alone."""
     cdef Leg *leg = &relay.legs[side]
@@ -724,7 +716,7 @@ cdef void say(
             payload[1] = <uint8_t>code
             size = 2 + reason_text(relay, rules, reason, <char *>payload + 2)
         frame = own_frame(out, side, OP_CLOSE, payload, size, &whole)
-        queue_up(leg, out, side, frame, whole)
+        queue_up(leg, out, side, frame, whole, now)
         leg.close_sent = code
     after_farewell(relay, side)
 
@@ -786,17 +778,49 @@ cdef void set_reading(Relay *relay, const Rules *rules) noexcept nogil:
             leg.reading = not (other.clogged or (other.raw and leg.clogged))
 
 
-cdef void tick_open(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil:
-    """Stalled, idle, silent; heartbeats."""
+cdef inline void look_on(Relay *relay, const Rules *rules, double now) noexcept nogil:
+    """After a fact: who is to be read, and, unless the relay is open, what is due when."""
+    set_reading(relay, rules)
+    if not is_open(relay):
+        set_deadline(relay, rules, now)
+
+
+cdef bint is_stalled(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil:
+    """End it if a side has taken nothing of what waits for it."""
+    cdef int side, detail = D_STALLED if rules.write_timeout > 0 else D_STALLED_ENDING
+    for side in range(2):
+        if now >= stalled_at(relay, rules, side):
+            end_with(relay, rules, C_STALLED, side, detail, now, out)
+            return True
+    return False
+
+
+cdef void tick_closing(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil:
+    """The answer to the first Close or FIN is awaited."""
+    if now >= answer_at(relay, rules):
+        unanswered(relay, rules, now, out)
+    elif now >= relay.limit_at:
+        end_with(relay, rules, C_SESSION_TIMEOUT, NO_SIDE, D_SESSION, now, out)
+
+
+cdef void tick_ending(Relay *relay, const Rules *rules, double now) noexcept nogil:
+    """Give up the legs whose time is over."""
     cdef int side
+    cdef bint due[2]
     cdef Leg *leg
     for side in range(2):
+        due[side] = now >= relay.limit_at or now >= leg_at(relay, rules, side)
+    for side in range(2):
         leg = &relay.legs[side]
-        if leg.queued and rules.write_timeout > 0 and now >= leg.taken_at + rules.write_timeout:
-            end_with(relay, rules, C_STALLED, side, D_STALLED, now, out)
-            return
-    if relay.first != NO_SIDE:
-        return
+        if due[side]:
+            raise_fate(leg, RESET if leg.queued or leg.pending else CLOSE)
+            if relay.legs[1 - side].pending:
+                raise_fate(&relay.legs[1 - side], RESET)
+
+
+cdef void tick_open(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil:
+    """Idle, silent; heartbeats."""
+    cdef int side
     if rules.idle_timeout > 0 and now >= relay.active_at + rules.idle_timeout:
         if not relay.legs[CLIENT].queued and not relay.legs[UPSTREAM].queued:
             end_with(relay, rules, C_IDLE, NO_SIDE, D_IDLE, now, out)
@@ -825,6 +849,8 @@ cdef bint is_silent(
         leg.probe_at = 0
     if now < leg.heard_at + rules.heartbeat:
         return False
+    if leg.foreign_ping_at < leg.heard_at:
+        leg.foreign_ping_at = 0                 # it spoke since then, and not to answer
     if leg.foreign_ping_at != 0:
         leg.probe_at = leg.foreign_ping_at if leg.foreign_ping_at > leg.heard_at else now
     elif not relay.legs[1 - side].cursor.remaining:
@@ -837,19 +863,49 @@ cdef bint is_silent(
     return False
 
 
+cdef double stalled_at(const Relay *relay, const Rules *rules, int side) noexcept nogil:
+    """When a side is given up unless it takes a byte."""
+    cdef const Leg *leg = &relay.legs[side]
+    if not leg.queued:
+        return INFINITY
+    if rules.write_timeout > 0:
+        return leg.taken_at + rules.write_timeout
+    return INFINITY if is_open(relay) else max(leg.taken_at, relay.since) + rules.close_timeout
+
+
+cdef double answer_at(const Relay *relay, const Rules *rules) noexcept nogil:
+    """When the answer to the first Close or FIN is overdue."""
+    cdef const Leg *other = &relay.legs[1 - relay.first]
+    if other.queued or not other.reading:
+        return INFINITY
+    return max(other.taken_at, relay.since) + rules.close_timeout
+
+
+cdef double leg_at(const Relay *relay, const Rules *rules, int side) noexcept nogil:
+    """When a leg is given up while ending."""
+    cdef const Leg *leg = &relay.legs[side]
+    if leg_is_done(leg):
+        return INFINITY
+    if leg.queued:
+        return stalled_at(relay, rules, side)
+    if not leg.pending and relay.legs[1 - side].pending:
+        return INFINITY
+    return max(leg.taken_at, relay.since) + rules.close_timeout
+
+
 cdef void set_deadline(Relay *relay, const Rules *rules, double now) noexcept nogil:
     """The earliest time at which `relay_tick` may have something to do."""
     cdef int side
-    cdef Leg *leg
     if relay.cause:
-        relay.deadline = INFINITY if relay_is_over(relay) else relay.ending_at
+        relay.deadline = INFINITY
+        if not relay_is_over(relay):
+            relay.deadline = min(relay.limit_at, leg_at(relay, rules, 0), leg_at(relay, rules, 1))
         return
-    relay.deadline = relay.closing_at
-    for side in range(2):
-        leg = &relay.legs[side]
-        if leg.queued and rules.write_timeout > 0:
-            sooner(relay, leg.taken_at + rules.write_timeout)
-    if relay.first == NO_SIDE:
+    relay.deadline = min(stalled_at(relay, rules, 0), stalled_at(relay, rules, 1))
+    if relay.first != NO_SIDE:
+        sooner(relay, answer_at(relay, rules))
+        sooner(relay, relay.limit_at)
+    else:
         sooner(relay, relay.session_at)
         if rules.idle_timeout > 0:
             sooner(relay, relay.active_at + rules.idle_timeout)

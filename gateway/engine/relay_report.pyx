@@ -51,6 +51,7 @@ cdef object counts_of(const Relay *relay, int side, str not_spliced):
         not_spliced=not_spliced,
         close_received=None if leg.close_received == NO_CLOSE else leg.close_received,
         close_sent=None if leg.close_sent == NO_CLOSE else leg.close_sent,
+        cut=bool(leg.cut),
         pings_sent=leg.pings_sent,
         round_trip=None if leg.round_trip < 0 else leg.round_trip,
     )

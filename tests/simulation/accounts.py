@@ -32,6 +32,9 @@ def check_life(world: World) -> None:
     hold(left == (0,) * 5, f"zero: links, relays, listeners, timers, queued: {left}")
     hold(world.network.open_descriptors == 0,
          f"zero: {world.network.open_descriptors} descriptors are open")
+    cut = [record for record in world.notes.records if record.ended > world.drain_at
+           and any(counts.cut for counts in record.counts)]
+    hold(world.worker.counts.cut >= len(cut), "counters: the drain cut more than the worker counts")
     is_cut_short = bool(world.worker.left)         # CUT_LIMIT was over before all links were
     hold(not is_cut_short or world.kill_at < math.inf or _is_drain_long(world),
          "progress: sessions outlived the drain")
@@ -220,6 +223,15 @@ def check_counts(story: Story) -> None:
     for side, view in zip(Side, [story.client, story.upstream], strict=True):
         if view is not None:
             _check_leg(story, view, story.record.counts[side])
+            _check_cut(story, view, story.record.counts[side])
+
+
+def _check_cut(story: Story, view: View, counts: LegCounts) -> None:
+    """Who lost bytes by a reset is cut, and who saw a good end is not."""
+    hold(counts.cut or not story.trace.dropped[view.side],
+         f"counters: bytes for {view.name} were dropped, and it is not cut")
+    hold(not counts.cut or not view.sees_clean_end or story.is_unix,
+         f"counters: {view.name} is cut, and saw FIN and no RST")
 
 
 def _check_leg(story: Story, view: View, counts: LegCounts) -> None:

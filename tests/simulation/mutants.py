@@ -130,11 +130,9 @@ class CutsCharacters(Relay):
 class ForgetsToMask(Relay):
     """Its own Close toward an upstream."""
 
-    def _say(self, leg: Leg, code: int | None, reason: str) -> None:
+    def _say(self, leg: Leg, code: int | None, reason: str, now: float) -> None:
         if code is not None and leg.close_sent is None and leg.fate is Fate.OPEN:
-            frame = frames.build_close(code, reason)
-            leg.queue.append(frame)
-            leg.queued += len(frame)
+            leg.put(frames.build_close(code, reason), now)
             leg.close_sent = code
         self._after_farewell(leg)
 
@@ -155,9 +153,9 @@ class PingsInsideAFrame(Relay):
 class ClosesInsideAFrame(Relay):
     """A farewell does not wait for the end of a frame."""
 
-    def _bid(self, leg: Leg, code: int | None, reason: str) -> None:
+    def _bid(self, leg: Leg, code: int | None, reason: str, now: float) -> None:
         if not leg.gone and leg.fate < Fate.CLOSE:
-            self._say(leg, code, reason)
+            self._say(leg, code, reason, now)
 
 
 @_relay
@@ -180,9 +178,9 @@ class PassesWhatIsTooBig(Relay):
 class ClosesTwice(Relay):
     """A side that was sent the other's Close is told another."""
 
-    def _say(self, leg: Leg, code: int | None, reason: str) -> None:
+    def _say(self, leg: Leg, code: int | None, reason: str, now: float) -> None:
         leg.close_sent = None
-        super()._say(leg, code, reason)
+        super()._say(leg, code, reason, now)
 
 
 @_relay
@@ -315,8 +313,8 @@ class ForgetsWhatIsPending(Relay):
 class SaysTheWrongCode(Relay):
     """1001 to a client whose upstream failed."""
 
-    def _bid(self, leg: Leg, code: int | None, reason: str) -> None:
-        super()._bid(leg, frames.GOING_AWAY if code == frames.BAD_GATEWAY else code, reason)
+    def _bid(self, leg: Leg, code: int | None, reason: str, now: float) -> None:
+        super()._bid(leg, frames.GOING_AWAY if code == frames.BAD_GATEWAY else code, reason, now)
 
 
 @_relay
@@ -333,9 +331,9 @@ class ResetsTheOffender(Relay):
 class TellsNobody(Relay):
     """At a drain both are closed without a word."""
 
-    def _end_by_order(self, cause: Cause) -> None:
+    def _end_by_order(self, cause: Cause, now: float) -> None:
         for leg in self.legs:
-            self._bid(leg, None, "")
+            self._bid(leg, None, "", now)
 
 
 @_relay
@@ -355,28 +353,69 @@ class BlamesTheOther(Relay):
 class NeverTimesOut(Relay):
     """A side that takes nothing is waited for."""
 
-    def _tick_open(self, now: float) -> None:
-        for leg in self.legs:
-            leg.taken_at = now
-        super()._tick_open(now)
+    def _stalled_at(self, leg: Leg) -> float:
+        return math.inf
 
 
 @_relay
 class WaitsForACloseForEver(Relay):
     """`close_timeout` is forgotten."""
 
-    def _await_answer(self, now: float) -> None:
-        self._closing_at = math.inf
+    def _answer_at(self) -> float:
+        return math.inf
 
 
 @_relay
 class BlamesWhoCannotAnswer(Relay):
     """A Close is not answered since the answer is not read."""
 
-    def _unanswered(self, now: float) -> None:
-        for leg in self.legs:
-            leg.reading = True
-        super()._unanswered(now)
+    def _answer_at(self) -> float:
+        assert self._first is not None
+        other = self.legs[1 - self._first]
+        reading, other.reading = other.reading, True
+        at = super()._answer_at()
+        other.reading = reading
+        return at
+
+
+@_relay
+class BlamesWhoIsNotAsked(Relay):
+    """The time to answer begins while the Close still waits in the queue."""
+
+    def _answer_at(self) -> float:
+        assert self._first is not None
+        other = self.legs[1 - self._first]
+        queued, other.queued = other.queued, 0
+        at = super()._answer_at()
+        other.queued = queued
+        return at
+
+
+@_relay
+class CutsTheSlow(Relay):
+    """While ending it is `close_timeout` that a side has for its queue, however it takes it."""
+
+    def _leg_at(self, leg: Leg) -> float:
+        return min(super()._leg_at(leg), self._since + self._rules.close_timeout)
+
+
+@_relay
+class CountsNoCuts(Relay):
+    """A side that is reset has lost nothing."""
+
+    def counts(self) -> tuple[LegCounts, LegCounts]:
+        one, two = super().counts()
+        return replace(one, cut=False), replace(two, cut=False)
+
+
+@_relay
+class HeedsAnOldPing(Relay):
+    """A foreign ping before the last sign of life keeps our own from being sent."""
+
+    def _is_silent(self, leg: Leg, now: float) -> bool:
+        if leg.foreign_ping_at is not None:
+            leg.foreign_ping_at = max(leg.foreign_ping_at, leg.heard_at + 1e-9)
+        return super()._is_silent(leg, now)
 
 
 @_relay
@@ -395,7 +434,7 @@ class IdlesUnderPressure(Relay):
 
     def _tick_open(self, now: float) -> None:
         limit = self._rules.idle_timeout
-        if limit and now >= self._active_at + limit and self._first is None:
+        if limit and now >= self._active_at + limit:
             self._end(Cause.IDLE, None, "idle_timeout", now)
         else:
             super()._tick_open(now)

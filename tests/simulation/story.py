@@ -14,7 +14,7 @@ from gateway.table import Route
 from simulation.codec import Judge, Verdict
 from simulation.ends import Actor, Client, RawUpstream, Upstream
 from simulation.watch import Trace
-from simulation.world import World
+from simulation.world import DRAIN, World
 
 GRAIN = 0.02                           # seconds that make no difference
 
@@ -62,6 +62,11 @@ class View:
     def last_byte_at(self) -> float:
         """When the last byte of its stream left; before all time if none did."""
         return max((when for total, when in self.actor.shipped if total > 0), default=-math.inf)
+
+    def last_byte_by(self, at: float) -> float:
+        """When the last byte of its stream had left by then; before all time if none had."""
+        return max((when for total, when in self.actor.shipped if 0 < total and when <= at),
+                   default=-math.inf)
 
     @cached_property
     def close_at(self) -> float:
@@ -176,6 +181,28 @@ class Story:
         hop = weather.latency + weather.jitter
         total = sum(len(view.said) + len(view.got) for view in self.sides)
         return GRAIN + 4 * hop * (3 + total / weather.window)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a side may take nothing of what waits for it, once the end has begun."""
+        return self.route.write_timeout or self.route.close_timeout
+
+    @property
+    def is_hurried(self) -> bool:
+        """It was cut by the end of the drain, by a kill, or by what bounds `session_timeout`."""
+        limit = math.inf
+        if self.route.session_timeout:
+            limit = self.trace.began + self.route.session_timeout + self.patience
+        drained = self.world.drain_at + DRAIN
+        return self.ended >= min(limit, drained, self.world.kill_at) - GRAIN
+
+    def is_only_slow(self, view: View) -> bool:
+        """It read all that came, if by fits and starts, and was there to see how it ended."""
+        return not (
+            view.deeds.keys() & {"reset", "close", "vanish"} or self.is_hurried
+            or view.actor.far.reset_why == "late"     # it spoke when all had been said
+            or any(end - at >= self.patience - self.transit for at, end in view.actor.stalls)
+        )
 
     @property
     def ordered_at(self) -> float:

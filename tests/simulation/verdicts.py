@@ -10,9 +10,8 @@ from simulation.codec import CLOSE, PING, PONG, Frame
 from simulation.ends import is_own_ping
 from simulation.plans import NEVER
 from simulation.story import GRAIN, Story, View
-from simulation.watch import hold
+from simulation.watch import INSTANT, hold
 
-INSTANT = 1e-6                         # seconds: what happened at once has happened before
 OWN_FAULT = {"framing": 1002, "text": 1007, "too big": 1009}
 LOST_LIKE = ("cut", "lost", "silent", "stalled", "unanswered", *OWN_FAULT)
 BY_ORDER = ("idle timeout", "session timeout", "drain", "killed")
@@ -114,21 +113,22 @@ def _is_closed_hard(view: View) -> bool:
 
 
 def _is_silent(story: Story, view: View) -> bool:
-    """It gave no sign of life for `heartbeat_timeout`."""
+    """It gave no sign of life for `heartbeat_timeout` after a ping."""
     route = story.route
     since = story.settled - route.heartbeat_timeout + INSTANT     # when it was pinged
     until = story.settled - story.transit
     gagged = view.is_gagged(until) and "vanish" not in view.deeds
-    return bool(route.heartbeat) and not view.spoke_between(since, until) and not gagged
+    last = view.last_byte_by(until)
+    asked = not view.sees_to_the_end or any(
+        one.opcode == PING and last - story.transit <= at <= since + story.transit
+        for at, one in view.actor.heard
+    )
+    return bool(route.heartbeat) and asked and not view.spoke_between(since, until) and not gagged
 
 
 def _is_stalled(story: Story, view: View) -> bool:
     """It took nothing for `write_timeout`."""
-    if story.record.detail == "it closed, and took nothing more":
-        return view.close_at <= story.settled - story.route.close_timeout + GRAIN and (
-            story.trace.held[view.side.other] > 0
-        )
-    since = story.settled - story.route.write_timeout + story.transit
+    since = story.settled - story.patience + story.transit
     until = story.settled - story.transit
     return "vanish" in view.deeds or any(
         begin <= since and end >= until for begin, end in view.actor.stalls
@@ -170,6 +170,10 @@ def check_in_time(story: Story) -> None:
     """Nothing that ends a relay is overlooked for long."""
     route, ended = story.route, story.ended
     slack = story.transit + 2 * route.close_timeout + 0.5
+    for view in story.sides:
+        # While bytes flow, however slowly, or a frame does, nobody is cut.
+        slack += sum(min(end - at, story.patience) for at, end in view.actor.stalls)
+        slack += sum(end - at for at, end in view.actor.in_frame if end < math.inf)
     if route.session_timeout:
         hold(ended <= story.trace.began + route.session_timeout + slack,
              "progress: session_timeout was overlooked")
@@ -215,7 +219,8 @@ def _check_silence(story: Story, view: View, since: float) -> None:
         return
     if story.trace.held[other.side]:
         return                                      # no ping fits into a frame that is held
-    begin = max(since, story.trace.began)
+    # Who is not read is not judged.
+    begin = max(since, story.trace.began) + story.trace.held[view.side]
     # No ping fits into a frame that the other side takes its time for.
     framed = sum(until - at for at, until in other.actor.in_frame if until < math.inf)
     limit = begin + framed + route.heartbeat + 2 * route.heartbeat_timeout + 1.0
@@ -274,7 +279,9 @@ def expected_code(story: Story, view: View) -> int | None:
 def _must_hear(story: Story, view: View) -> bool:
     """Nothing kept this side from being told."""
     other = story.other(view)
-    if not view.sees_to_the_end or other is None or story.cause == "killed":
+    if other is None or story.cause == "killed":
+        return False
+    if not view.sees_to_the_end and not story.is_only_slow(view):
         return False
     if any(begin <= story.settled + story.transit and end >= story.settled - story.transit
            for begin, end in other.actor.in_frame):
@@ -297,9 +304,10 @@ def check_raw_end(story: Story, view: View) -> None:
     )
     if is_cut:
         hold("was reset" in view.deeds, f"cut: a raw upstream saw no RST ({story.cause})")
-    if story.cause == "closed" and story.ended < story.settled + story.route.close_timeout - GRAIN:
-        hold("was reset" not in view.deeds or story.world.kill_at <= story.ended,
-             "told: a raw upstream saw RST, and the client had closed")
+    if story.cause == "closed" and not story.is_hurried:
+        late = view.actor.far.reset_why == "late"    # it spoke on when all was over
+        hold("was reset" not in view.deeds or late, "told: a raw upstream saw RST, and the client had "
+             "closed")
 
 
 def check_fins(story: Story) -> None:
@@ -331,7 +339,7 @@ def check_no_early_reset(story: Story, view: View) -> None:
     given_up = story.is_offender(view) and story.cause in (
         "lost", "silent", "stalled", "unanswered"
     )
-    if told and not given_up and view.actor.far.reset_why != "late" and story.world.kill_at > at:
+    if told and not given_up and view.actor.far.reset_why != "late" and not story.is_hurried:
         hold(at >= story.settled + story.route.close_timeout - GRAIN,
              f"told: {view.name} was reset at {at:.3f}, right behind its farewell")
 
@@ -356,7 +364,8 @@ def check_heartbeat(story: Story, view: View) -> None:
             view.when(frame.end) >= foreign_at - story.transit
             for frame in view.sent.frames if frame.opcode == PONG
         )
-        hold(math.isinf(foreign_at) or answered,
+        spoke = view.spoke_between(foreign_at - 2 * story.transit, until)
+        hold(math.isinf(foreign_at) or answered or spoke,
              f"heartbeat: {view.name} was pinged at {at:.3f} while a foreign ping was unanswered")
 
 

@@ -26,12 +26,13 @@ from gateway.events import (
     RelayRules,
     Side,
 )
-from gateway.leg import Leg
+from gateway.leg import Fate, Leg
 from gateway.relaying import Relay
 
 Fact = tuple[Any, ...]                 # the verb, its arguments, and the time
 SLACK = 1024                           # bytes of our own: headers, pings, a Close
 LATE = 0.6                             # seconds: a ping that met an open frame is tried again
+INSTANT = 1e-6                         # seconds: what happened at once has happened before
 
 
 class BrokenInvariantError(AssertionError):
@@ -59,6 +60,7 @@ class Trace:
     settled: float | None = None       # when its cause was there
     ended: RelayEnded | None = None
     held: list[float] = field(default_factory=lambda: [0.0, 0.0])  # seconds each was not read
+    dropped: list[bool] = field(default_factory=lambda: [False, False])  # bytes for each, by reset
     outcome: tuple[Any, ...] = ()
     is_made: bool = False              # the engine began it: neither link was gone
 
@@ -71,8 +73,10 @@ class WatchedRelay:
         rules = trace.rules
         self.limit = rules.max_queue + READ_MAX + max(trace.early) + SLACK
         self._moved = [now, now]       # since when a side has taken nothing
-        self._read = [now, now]        # when a side was read last, or was to be read
+        self._emptied = [now, now]     # when a side had taken all that waited for it
+        self._told_at = now            # the last fact
         self._silent = [False, False]  # FIN or a loss was told
+        self._is_hurried = False       # KILLED was ordered
 
     # --- What the driver looks at -------------------------------------------------------------
 
@@ -133,9 +137,12 @@ class WatchedRelay:
         """See Relay."""
         self._moved[side] = now
         self._tell("sent", side, count, now)
+        if not self.inner.legs[side].queued:
+            self._emptied[side] = now
 
     def end(self, cause: Cause, now: float) -> None:
         """See Relay."""
+        self._is_hurried = self._is_hurried or cause is Cause.KILLED
         self._tell("end", cause, now)
 
     def tick(self, now: float) -> None:
@@ -148,6 +155,7 @@ class WatchedRelay:
         was_open = self.inner.cause is None
         waited = [leg.queued for leg in self.inner.legs]
         was_read = [leg.reading for leg in self.inner.legs]
+        fates = [leg.fate for leg in self.inner.legs]
         getattr(self.inner, verb)(*arguments)
         timeout = trace.rules.write_timeout
         for side, leg in zip(Side, self.inner.legs, strict=True):
@@ -158,11 +166,37 @@ class WatchedRelay:
                 late = now - self._moved[side] - timeout
                 hold(late < LATE, f"write_timeout: {side.name} has taken nothing for too long")
             if was_open and not self._silent[side] and not was_read[side]:
-                trace.held[side] = max(trace.held[side], now - self._read[side])
-            if leg.reading:
-                self._read[side] = now
+                trace.held[side] += now - self._told_at
+            lost = (verb, arguments[0]) == ("lost", side)
+            if leg.fate is Fate.RESET > fates[side] and waited[side] and not lost:
+                trace.dropped[side] = True
+        self._told_at = now
         if was_open and self.inner.cause is not None:
             trace.settled = now
+            self._check_asked(now, waited)
+        if verb == "tick" and self.inner.cause is not Cause.SILENT:
+            self._check_patience(now, waited, fates)
+
+    def _check_asked(self, now: float, waited: list[int]) -> None:
+        """Who is said not to have answered a Close has had it for `close_timeout`."""
+        side = self.inner.side
+        if self.inner.cause is Cause.UNANSWERED:
+            assert side is not None
+            late = now - self._emptied[side] >= self.trace.rules.close_timeout - INSTANT
+            hold(late and not waited[side], f"patience: {side.name} had no time to answer")
+
+    def _check_patience(self, now: float, waited: list[int], fates: list[Fate]) -> None:
+        """Nobody is reset by the clock who goes on taking what waits for it."""
+        rules = self.trace.rules
+        patience = rules.write_timeout or rules.close_timeout
+        limit = self.trace.began + rules.session_timeout + patience - INSTANT
+        if self._is_hurried or (rules.session_timeout and now >= limit):
+            return
+        changed = [leg.fate > before for leg, before in zip(self.inner.legs, fates, strict=True)]
+        for side, leg in zip(Side, self.inner.legs, strict=True):
+            if changed[side] and leg.fate is Fate.RESET and waited[side] and not changed[1 - side]:
+                hold(now - self._moved[side] >= patience - INSTANT,
+                     f"patience: {side.name} was reset, and had taken bytes a moment ago")
 
 
 class WatchedEngine(MemoryEngine):

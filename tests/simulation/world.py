@@ -179,6 +179,8 @@ class World:
 
     def _draw_drain(self) -> float:
         dice = self.dice
+        if self.mood == "pressed":
+            return dice.choice([300.0, 300.0, dice.uniform(1.0, 12.0)])
         if self.is_calm:
             return 300.0
         return dice.choice([dice.uniform(0.0, 8.0), dice.uniform(8.0, 40.0), 160.0, 160.0])
