@@ -139,8 +139,9 @@ class Engine(Protocol):
 
     def end(self, client: Link, cause: Cause) -> None:
         """End the relay of this client link with the farewells for `cause` (`DRAIN`: told, then
-        waited for within `close_timeout`; `KILLED`: told where a frame boundary allows, then cut
-        at once). Answered by `RelayEnded`. Repeating it is harmless; `KILLED` overrides."""
+        waited for as long as `write_timeout` and `close_timeout` allow; `KILLED`: told where a
+        frame boundary allows, then cut at once). Answered by `RelayEnded`. Repeating it is
+        harmless; `KILLED` overrides."""
 
     def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
         """Counters of a running relay, from the client and from the upstream; None if none."""

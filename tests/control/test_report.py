@@ -159,8 +159,8 @@ def test_access_json() -> None:
     record = json.loads(out)
     assert list(record) == [
         "type", "time", "session", "client", "peer", "listener", "method", "host", "path", "query",
-        "route", "endpoint", "phase", "status", "cause", "blame", "detail", "subprotocol",
-        "duration_ms", "phases_ms", "carried", "from_client", "from_upstream",
+        "route", "endpoint", "phase", "status", "cause", "blame", "detail", "cut",
+        "subprotocol", "duration_ms", "phases_ms", "carried", "from_client", "from_upstream",
     ]
     assert record["type"] == "access"
     assert record["query"] == "token=secret"

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -659,6 +660,19 @@ def test_the_end_of_the_drain_cuts_and_counts(stage: Stage) -> None:
         events.Closed(130.0, link, None), events.Closed(130.0, lingering, None)
     )
     assert calls == [("stop",)]
+
+
+@pytest.mark.parametrize("when", ["before", "in the drain", "at its end"])
+def test_a_relay_that_was_cut_is_counted_once(stage: Stage, when: str) -> None:
+    """Its record says so; before the end has begun it is no business of the exit code."""
+    link, session = stage.accept()
+    counts = (events.LegCounts(), events.LegCounts(cut=True))
+    if when != "before":
+        stage.signalled(signal.SIGTERM, at=100.0)
+    if when == "at its end":
+        stage.deliver(events.TimedOut(130.0, stage.bell, "drain"))
+    stage.order(link, session, events.Record(replace(record(), counts=counts)))
+    assert stage.worker.counts.cut == (when != "before")
 
 
 def test_links_that_do_not_close_do_not_keep_us(stage: Stage) -> None:

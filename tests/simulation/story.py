@@ -65,7 +65,7 @@ class View:
 
     def last_byte_by(self, at: float) -> float:
         """When the last byte of its stream had left by then; before all time if none had."""
-        return max((when for total, when in self.actor.shipped if 0 < total and when <= at),
+        return max((when for total, when in self.actor.shipped if total > 0 and when <= at),
                    default=-math.inf)
 
     @cached_property

@@ -306,8 +306,8 @@ def check_raw_end(story: Story, view: View) -> None:
         hold("was reset" in view.deeds, f"cut: a raw upstream saw no RST ({story.cause})")
     if story.cause == "closed" and not story.is_hurried:
         late = view.actor.far.reset_why == "late"    # it spoke on when all was over
-        hold("was reset" not in view.deeds or late, "told: a raw upstream saw RST, and the client had "
-             "closed")
+        hold("was reset" not in view.deeds or late,
+             "told: a raw upstream saw RST, and the client had closed")
 
 
 def check_fins(story: Story) -> None:
