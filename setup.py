@@ -69,7 +69,8 @@ NAMES = (
 
 WANTED = [part(name) for name in NAMES]
 if LIBURING := liburing():
-    WANTED += [part("uring_ring", [LIBURING]), part("ring_relays")]
+    WANTED += [part(name, [LIBURING]) for name in ("uring_ring", "uring_buffers")]
+    WANTED += [part(name) for name in ("ring_relays", "ring_completions")]
 
 PARTS = cythonize(WANTED, quiet=True)
 for one in PARTS:

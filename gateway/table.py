@@ -18,6 +18,7 @@ class GatewaySettings:
     """`[gateway]`."""
 
     engine: str = "auto"
+    ring: str = "auto"                   # how relays move on io_uring: completions or readiness
     workers: int = 0                     # processes; 0: "auto", the CPUs this one may use
     pin: bool = False                    # each worker to one CPU
     admin: Address | None = None         # health and metrics; None: nowhere

@@ -76,6 +76,7 @@ def _gateway(table: Table) -> list[str]:
     return [
         "[gateway]",
         f"engine = {toml_string(settings.engine)}",
+        f"ring = {toml_string(settings.ring)}",
         f'drain = "{written_duration(settings.drain)}"',  # 0 is a time here: nothing is "off"
         f"log = {toml_string(settings.log)}",
         f"log_query = {_boolean(settings.log_query)}",

@@ -194,6 +194,7 @@ GATEWAY = Section(
             addresses.listen_address, 'an address such as "0.0.0.0:8080", or a list of them'
         ),
         "engine": values.choice("auto", "io_uring", "uvloop", usual="auto"),
+        "ring": values.choice("auto", "completions", "readiness", usual="auto"),
         "drain": values.duration(zero=True),
         "log": values.choice("text", "json", usual="text"),
         "log_query": values.boolean,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway import __version__
-from gateway.control.choice import why_no_uring
+from gateway.control.choice import ring_form, why_no_uring
 from gateway.control.parts import PARTS, RELAY
 from gateway.control.serving import SPARE_DESCRIPTORS, default_max_sessions
 from gateway.table import Listener, Table
@@ -140,7 +140,8 @@ def _engines() -> Iterator[Finding]:
     if no_uring:
         yield Finding(NOTE, f"io_uring cannot run: {no_uring}")
     else:
-        yield Finding(GOOD, "io_uring can be had")
+        form, why = ring_form()
+        yield Finding(GOOD, f"io_uring can be had; its relays would move by {form}: {why}")
     if no_uvloop:
         yield Finding(NOTE, f"uvloop cannot run: {no_uvloop}", "pip install uvloop")
     else:

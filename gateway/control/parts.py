@@ -48,7 +48,7 @@ RELAY = Part(
 )
 URING = Part(
     "io_uring",
-    ("uring_ring", "ring_relays"),
+    ("uring_ring", "uring_buffers", "ring_relays", "ring_completions"),
     (*COMPILER, "liburing-dev"),
     "the engine is uvloop",
 )

@@ -12,6 +12,7 @@ cdef extern from "<liburing.h>" nogil:
         uint8_t flags
         uint16_t ioprio
         uint32_t len
+        uint16_t buf_group
     cdef struct io_uring_cqe:
         uint64_t user_data
         int32_t res
@@ -37,6 +38,12 @@ cdef extern from "<liburing.h>" nogil:
     cdef struct io_uring_restriction:
         uint16_t opcode
         uint8_t sqe_op
+        uint8_t sqe_flags
+    cdef struct io_uring_buf_ring
+    cdef struct io_uring_buf_reg:
+        uint64_t ring_addr
+        uint32_t ring_entries
+        uint16_t bgid
     cdef struct timespec64 "__kernel_timespec":
         long long tv_sec
         long long tv_nsec
@@ -51,6 +58,14 @@ cdef extern from "<liburing.h>" nogil:
         io_uring *ring, io_uring_restriction *restrictions, unsigned count
     )
     int io_uring_enable_rings(io_uring *ring)
+    int io_uring_register_buf_ring(io_uring *ring, io_uring_buf_reg *terms, unsigned flags)
+    void io_uring_buf_ring_init(io_uring_buf_ring *buffers)
+    int io_uring_buf_ring_mask(uint32_t entries)
+    void io_uring_buf_ring_add(
+        io_uring_buf_ring *buffers, void *address, unsigned size, unsigned short number, int mask,
+        int place
+    )
+    void io_uring_buf_ring_advance(io_uring_buf_ring *buffers, int count)
 
     io_uring_sqe *io_uring_get_sqe(io_uring *ring)
     unsigned io_uring_sq_ready(const io_uring *ring)
@@ -60,6 +75,8 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_prep_poll_update(
         io_uring_sqe *sqe, uint64_t old, uint64_t new, unsigned mask, unsigned flags
     )
+    void io_uring_prep_recv(io_uring_sqe *sqe, int fd, void *buffer, size_t size, int flags)
+    void io_uring_prep_send(io_uring_sqe *sqe, int fd, const void *data, size_t size, int flags)
     void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags)
 
     int io_uring_submit_and_get_events(io_uring *ring)
@@ -83,9 +100,16 @@ cdef extern from "<liburing.h>" nogil:
         IORING_OP_POLL_ADD
         IORING_OP_POLL_REMOVE
         IORING_OP_ASYNC_CANCEL
+        IORING_OP_RECV
+        IORING_OP_SEND
+        IORING_RECVSEND_POLL_FIRST
+        IOSQE_BUFFER_SELECT
         IORING_POLL_UPDATE_EVENTS
         IORING_ASYNC_CANCEL_ALL
         IORING_ASYNC_CANCEL_ANY
+        IORING_RESTRICTION_SQE_FLAGS_ALLOWED
         IORING_RESTRICTION_SQE_OP
+        IORING_CQE_F_BUFFER
         IORING_CQE_F_MORE
+        IORING_CQE_BUFFER_SHIFT
         IORING_SQ_CQ_OVERFLOW

@@ -47,6 +47,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
     int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
     enum:
+        MSG_DONTWAIT
         MSG_NOSIGNAL
         MSG_MORE
         MSG_PEEK
@@ -65,6 +66,16 @@ cdef extern from "<fcntl.h>" nogil:
         F_GETPIPE_SZ
         O_CLOEXEC
         O_NONBLOCK
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *at, size_t size, int protection, int flags, int fd, long offset)
+    int munmap(void *at, size_t size)
+    void *MAP_FAILED
+    enum:
+        MAP_ANONYMOUS
+        MAP_PRIVATE
+        PROT_READ
+        PROT_WRITE
 
 cdef extern from "<unistd.h>" nogil:
     int pipe2(int *fds, int flags)

@@ -14,6 +14,7 @@ cdef class RelayCarriage(RelaySlots):
     cdef double now
     cdef readonly uint64_t queues    # buffers that are allocated now
     cdef readonly uint64_t tails
+    cdef readonly uint64_t calls     # plain system calls that moved, or tried to move, bytes
 
     @cython.final
     cdef inline void _begin_output(self) noexcept nogil:
@@ -42,6 +43,20 @@ cdef class RelayCarriage(RelaySlots):
         cdef int index = slot.far[side].pipe
         return index != NO_PIPE and self.pipes.pipes[index].held > 0 and slot.far[1 - side].blocked
 
+    @cython.final
+    cdef inline bint _copies(self, Slot *slot, int side) noexcept nogil:
+        """The next read takes all that is there: no header is peeked at first, and no pipe is
+        under way."""
+        return slot.far[side].pipe == NO_PIPE and not self._peeks(slot, side)
+
+    @cython.final
+    cdef inline bint _peeks(self, Slot *slot, int side) noexcept nogil:
+        """The last frame from here was large, and the next header may be one of another such."""
+        return (
+            slot.far[side].large and not slot.relay.legs[side].cursor.remaining
+            and not slot.far[side].tail_size
+        )
+
     cdef bint _may_splice(self, Slot *slot, int side) noexcept nogil
     cdef bint _read_last(self, Slot *slot, int side) noexcept nogil
     cdef bint _splice_in(self, Slot *slot, int side) noexcept nogil
@@ -52,7 +67,7 @@ cdef class RelayCarriage(RelaySlots):
     cdef void _close_far(self, Slot *slot, int side, bint abort) noexcept nogil
     cdef void _drop_queue(self, Far *far) noexcept nogil
     cdef void _feed(self, Slot *slot, int side, const uint8_t *data, size_t size) noexcept nogil
-    cdef void _feed_hot(self, Slot *slot, int side, size_t size) noexcept nogil
+    cdef void _feed_at(self, Slot *slot, int side, uint8_t *at, size_t size) noexcept nogil
     cdef void _finish_side(self, Slot *slot, int side) noexcept nogil
     cdef void _flush(self, Slot *slot, int side) noexcept nogil
     cdef void _give_pipe_back(self, Slot *slot, int side) noexcept nogil
@@ -66,4 +81,6 @@ cdef class RelayCarriage(RelaySlots):
     cdef void _send_failed(self, Slot *slot, int side, int number) noexcept nogil
     cdef void _send_spans(self, Slot *slot, int side, int flags, bint ahead) noexcept nogil
     cdef void _splice(self, Slot *slot, int side) noexcept nogil
+    cdef bint may_read(self, Slot *slot, int side) noexcept nogil
+    cdef bint send_later(self, Slot *slot, int side) noexcept nogil
     cdef void forget(self, Slot *slot, int side) noexcept nogil

@@ -88,14 +88,24 @@ cdef class RelayCarriage(RelaySlots):
     cdef void forget(self, Slot *slot, int side) noexcept nogil:
         """This side's descriptor is about to be closed."""
 
+    cdef bint may_read(self, Slot *slot, int side) noexcept nogil:
+        """Whether plain calls may read from this side now; if not, `_pump` is called again as soon
+        as they may."""
+        return True
+
+    cdef bint send_later(self, Slot *slot, int side) noexcept nogil:
+        """Take the one piece in the output over to send it for this side, before all that follows.
+        True if that was done: its bytes are in `far.sending` until they are out or queued."""
+        return False
+
     # --- Reading -------------------------------------------------------------------------------
 
     cdef void _receive(self, Slot *slot, int side) noexcept nogil:
         """Read once, or splice on."""
         cdef Far *far = &slot.far[side]
-        cdef Leg *leg = &slot.relay.legs[side]
         cdef ssize_t count
-        if far.large and not leg.cursor.remaining and not far.tail_size:
+        if self._peeks(slot, side):
+            self.calls += 1
             count = recv(far.fd, self._hot, PEEK, MSG_PEEK)
             if count < 0 and errno != EAGAIN and errno != EINTR:
                 self._lose(slot, side, errno)   # the kernel tells an error once: not twice
@@ -108,11 +118,12 @@ cdef class RelayCarriage(RelaySlots):
             return
         if far.tail_size:
             memcpy(self._hot, far.tail, far.tail_size)
+        self.calls += 1
         count = recv(far.fd, self._hot + far.tail_size, HOT, 0)
         if count > 0:
             if count == HOT:
                 far.again = 1
-            self._feed_hot(slot, side, far.tail_size + <size_t>count)
+            self._feed_at(slot, side, self._hot, far.tail_size + <size_t>count)
         elif count == 0:
             self._finish_side(slot, side)
         elif errno != EAGAIN and errno != EINTR:
@@ -127,15 +138,14 @@ cdef class RelayCarriage(RelaySlots):
             if far.tail_size:
                 memcpy(self._hot, far.tail, far.tail_size)
             memcpy(self._hot + far.tail_size, data, piece)
-            self._feed_hot(slot, side, far.tail_size + piece)
+            self._feed_at(slot, side, self._hot, far.tail_size + piece)
             data += piece
             size -= piece
 
-    cdef void _feed_hot(self, Slot *slot, int side, size_t size) noexcept nogil:
-        """Walk `size` bytes of the hot buffer and send what passes."""
+    cdef void _feed_at(self, Slot *slot, int side, uint8_t *at, size_t size) noexcept nogil:
+        """Walk `size` bytes that came, and send what passes."""
         cdef Far *far = &slot.far[side]
         cdef Leg *leg = &slot.relay.legs[side]
-        cdef uint8_t *at = self._hot
         cdef size_t used
         cdef bint more = True
         while more:
@@ -187,10 +197,11 @@ cdef class RelayCarriage(RelaySlots):
         cdef ssize_t count
         if far.tail_size:
             memcpy(self._hot, far.tail, far.tail_size)
+        self.calls += 1
         count = recv(far.fd, self._hot + far.tail_size, HOT, 0)
         if count <= 0:
             return False
-        self._feed_hot(slot, side, far.tail_size + <size_t>count)
+        self._feed_at(slot, side, self._hot, far.tail_size + <size_t>count)
         return True
 
     # --- Splicing ------------------------------------------------------------------------------
@@ -246,6 +257,7 @@ cdef class RelayCarriage(RelaySlots):
             want = leg.cursor.header_left + leg.cursor.remaining
         if not want:
             return False
+        self.calls += 1
         count = splice(far.fd, NULL, pipe.in_fd, NULL, want, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
         if count > 0:
             pipe.held += count
@@ -265,11 +277,12 @@ cdef class RelayCarriage(RelaySlots):
         cdef ssize_t count
         if slot.far[side].pipe == NO_PIPE or other.fd < 0 or other.blocked or other.fault:
             return False
-        if other.ahead or slot.relay.legs[1 - side].fate == RESET:
+        if other.ahead or other.sending or slot.relay.legs[1 - side].fate == RESET:
             return False
         pipe = &self.pipes.pipes[slot.far[side].pipe]
         if not pipe.held:
             return False
+        self.calls += 1
         count = splice(
             pipe.out_fd, NULL, other.fd, NULL, pipe.held, SPLICE_F_MOVE | SPLICE_F_NONBLOCK
         )
@@ -317,9 +330,12 @@ cdef class RelayCarriage(RelaySlots):
         if slot.relay.legs[side].fate == RESET or far.fd < 0:
             return
         if (
-            far.queue == NULL and not far.blocked and not far.fault
+            far.queue == NULL and not far.blocked and not far.fault and not far.sending
             and (ahead or not self._pipe_before(slot, side))
         ):
+            if count == 1 and not flags and not ahead and self.send_later(slot, side):
+                return
+            self.calls += 1
             if count == 1:
                 sent = send(
                     far.fd, self._out.spans[side][0].data, self._out.spans[side][0].size,
@@ -349,7 +365,7 @@ cdef class RelayCarriage(RelaySlots):
                 self._out.spans[side][i].size - skip,
             )
             skip = 0
-        if far.queue != NULL and (ahead or not self._pipe_before(slot, side)):
+        if far.queue != NULL and not far.sending and (ahead or not self._pipe_before(slot, side)):
             far.blocked = 1
 
     cdef void _keep(self, Slot *slot, int side, const uint8_t *data, size_t size) noexcept nogil:
@@ -393,9 +409,10 @@ cdef class RelayCarriage(RelaySlots):
         if slot.relay.legs[side].fate == RESET:
             return
         while (
-            far.queue != NULL and not far.blocked and not far.fault
+            far.queue != NULL and not far.blocked and not far.fault and not far.sending
             and (far.ahead or not self._pipe_before(slot, side))
         ):
+            self.calls += 1
             sent = send(
                 far.fd, far.queue + far.queue_start,
                 far.ahead if far.ahead else far.queue_end - far.queue_start, MSG_NOSIGNAL,

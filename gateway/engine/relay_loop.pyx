@@ -286,9 +286,10 @@ cdef class RelayLoop(RelayCarriage):
         cdef size_t queued = far.queue_end - far.queue_start
         if far.fd < 0 or leg.fate == RESET:
             return
-        law(leg.queued + far.before == queued + piped, b"what is queued is counted")
+        law(leg.queued + far.before == queued + piped + far.sending, b"what is queued is counted")
         law((far.queue != NULL) == (queued > 0), b"an empty queue is freed")
-        law(far.blocked or not (queued or piped), b"what waits for a side waits for its socket")
+        law(far.blocked or far.sending or not (queued or piped),
+            b"what waits for a side waits for its socket")
         law(far.ahead <= queued, b"what goes ahead is in the queue")
         law(far.tail_size == 0 or far.tail != NULL, b"a tail has its buffer")
 
@@ -310,13 +311,15 @@ cdef class RelayLoop(RelayCarriage):
         if far.fd < 0:
             return True
         if far.fault:
+            if not self.may_read(slot, side):
+                return False
             # Its last words may say why: read them, as far as back-pressure lets us.
             while leg.reading and far.fd >= 0 and self._read_last(slot, side):
                 pass
             if far.fd >= 0:
                 self._lose_with_fault(slot, side)
             return True
-        if far.queue == NULL and not self._pipe_before(slot, side):
+        if far.queue == NULL and not far.sending and not self._pipe_before(slot, side):
             if leg.fate == CLOSE:
                 self._close_far(slot, side, False)
             elif leg.fate == FINISH and not far.shut:

@@ -23,6 +23,11 @@ cdef struct Far:
     uint8_t again               # it may be ready still, though no new edge will say so
     uint8_t large               # the last frame from here was large: read the next header alone
     uint8_t no_pipe             # a splice was wanted and no pipe could be had
+    uint8_t receiving           # these five are of ring_completions.pyx: a receive is in flight
+    uint8_t hungry              # it found no buffer
+    uint8_t polling             # a poll is in flight, or it is watched apart
+    uint32_t polled             # what for
+    uint32_t sending            # bytes of the send that is in flight; 0: none
     uint8_t tail_size
     uint8_t *tail               # what is not whole yet; TAIL_MAX bytes, or NULL
     uint8_t *queue              # what the socket did not take, or NULL

@@ -19,9 +19,8 @@ hot buffer; the ring tells who is ready. Facts and laws:
 Must never: tell Python of a descriptor that it unregistered meanwhile.
 """
 
-cimport cython
 from libc.errno cimport errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
@@ -44,52 +43,21 @@ from gateway.engine.relay_slots cimport CHUNK, UNWATCHED, Far, Slot, clock
 from gateway.engine.uring_ring cimport Completion, Ring
 
 cdef enum:
-    FOUND_MAX = 1024                 # descriptors that Python is told of in one turn
     LOOK_EVERY = 16                  # completions between two looks at the clock
-    # User data, from the lowest bit: operation (4), place (36), generation (24).
-    DESCRIPTOR = 1
-    RELAY = 2
-    ASIDE = 3
-    ALWAYS = 0x18                    # EPOLLERR | EPOLLHUP
-    EPOLLRDHUP = 0x2000
     ASIDE_BATCH = 64
+    LEAVE_TRIES = 100                # waits of a millisecond in vain for what was cancelled
 
 cdef double TURN_LIMIT = 0.002       # seconds of relaying before Python and timers have their turn
 
-cdef struct Watched:
-    # One descriptor of Python's, by its number.
-    uint32_t generation
-    uint32_t mask                    # UNWATCHED: not registered
-    uint8_t armed
-    uint8_t aside
 
-cdef struct Found:
-    int fd
-    uint32_t generation
-    uint32_t mask
-
-
-cdef inline uint64_t key(int operation, uint64_t place, uint32_t generation) noexcept nogil:
-    return <uint64_t>generation << 40 | place << 4 | operation
-
-
-@cython.final
 cdef class RingRelays(RelayLoop):
     """See the module's docstring, and RelayLoop. `register`, `modify`, `unregister` and `poll` are
     as of `select.epoll`; `poll` gives what the last `wait` found. Raises `RingRefused`."""
 
-    cdef readonly Ring ring
-    cdef Watched *_watched
-    cdef int _watched_room
-    cdef Found _found[FOUND_MAX]
-    cdef int _found_count
-    cdef int _aside
-    cdef uint32_t _aside_count
-    cdef bint _aside_armed
-
-    def __cinit__(self, *args, unsigned entries=256, unsigned completions=4096, **named):
+    def __cinit__(self, *args, unsigned entries=256, unsigned completions=4096,
+                  unsigned buffers=0, **named):
         self._aside = -1
-        self.ring = Ring(entries, completions)
+        self.ring = Ring(entries, completions, buffers)
         self._aside = epoll_create1(EPOLL_CLOEXEC)
         if self._aside < 0:
             raise OSError(errno, "epoll_create1")
@@ -101,9 +69,21 @@ cdef class RingRelays(RelayLoop):
 
     def close_ring(self):
         """Cancel what is armed and leave the ring. Returns how many operations would not end."""
+        cdef Completion completion
+        cdef int tries = 0
         if self._aside >= 0:
             close_fd(self._aside)
             self._aside = -1
+        self._aside_armed = False
+        if self.ring.pending:
+            self.ring.cancel_all()
+        while self.ring.pending and tries < LEAVE_TRIES:
+            tries += 1
+            self.ring.wait(0.001)
+            while self.ring.take(&completion):
+                self._complete(&completion)
+                self._found_count = 0
+                tries = 0
         return self.ring.close()
 
     # --- The poller of the engine in Python ------------------------------------------------------
@@ -159,7 +139,7 @@ cdef class RingRelays(RelayLoop):
                 result.append((found.fd, found.mask))
         return result
 
-    cdef inline void _arm_descriptor(self, int fd) noexcept nogil:
+    cdef void _arm_descriptor(self, int fd) noexcept nogil:
         cdef Watched *watched = &self._watched[fd]
         watched.armed = 1
         self.ring.arm(fd, watched.mask, key(DESCRIPTOR, fd, watched.generation))
@@ -226,12 +206,15 @@ cdef class RingRelays(RelayLoop):
         cdef uint32_t mask, generation = <uint32_t>(completion.data >> 40)
         cdef uint64_t place = (completion.data << 24) >> 28
         cdef int operation = completion.data & 0xF
+        cdef Slot *slot
         # A poll that fails, as where no memory is: the plain calls will find out what is.
         mask = EPOLLIN | EPOLLOUT | EPOLLERR
         if completion.result >= 0:
             mask = completion.result
         if operation == RELAY:
-            self._complete_relay(<uint32_t>(place >> 1), place & 1, generation, mask)
+            slot = self._slot_of(place, generation)
+            if slot != NULL:
+                self._complete_relay(slot, place & 1, mask)
         elif operation == DESCRIPTOR:
             self._complete_descriptor(<int>place, generation, mask)
         elif operation == ASIDE and self._aside_armed:
@@ -277,7 +260,7 @@ cdef class RingRelays(RelayLoop):
         if self._aside_armed:
             self.ring.arm(self._aside, EPOLLIN, ASIDE)
 
-    cdef inline void _complete_descriptor(
+    cdef void _complete_descriptor(
         self, int fd, uint32_t generation, uint32_t mask
     ) noexcept nogil:
         cdef Watched *watched
@@ -303,40 +286,41 @@ cdef class RingRelays(RelayLoop):
         found.fd, found.generation, found.mask = fd, generation, mask
         self._found_count += 1
 
-    cdef inline void _complete_relay(
-        self, uint32_t index, int side, uint32_t generation, uint32_t mask
-    ) noexcept nogil:
+    cdef Slot *_slot_of(self, uint64_t place, uint32_t generation) noexcept nogil:
+        """The relay that is meant; NULL if it is over, and its place perhaps another's."""
         cdef Slot *slot
-        cdef Far *far
+        if place >> 1 >= self._chunk_count * CHUNK:
+            return NULL
+        slot = self.slot(<uint32_t>(place >> 1))
+        if not slot.used or slot.ended or slot.generation != generation:
+            return NULL
+        return slot
+
+    cdef void _complete_relay(self, Slot *slot, int side, uint32_t mask) noexcept nogil:
+        """A poll of this side completed."""
+        cdef Far *far = &slot.far[side]
         cdef uint64_t data
-        if index >= self._chunk_count * CHUNK:
-            return
-        slot = self.slot(index)
-        far = &slot.far[side]
-        if (
-            not slot.used or slot.ended or slot.generation != generation
-            or far.mask == UNWATCHED
-        ):
+        if far.mask == UNWATCHED:
             return
         if far.aside:
             self._take_back(far.fd)
             far.aside = 0
         if not mask & (far.mask | ALWAYS):
-            data = key(RELAY, <uint64_t>index << 1 | side, generation)
+            data = key_of_side(RELAY, slot, side)
             far.aside = mask & EPOLLRDHUP and self._put_aside(far.fd, far.mask, data)
             if not far.aside:
                 self.ring.arm(far.fd, far.mask, data)
             return
         mask &= far.mask | ALWAYS
         far.mask = UNWATCHED
-        self.ready(index, side, mask)
+        self.ready(slot.index, side, mask)
 
     # --- What relays ask for -------------------------------------------------------------------
 
     cdef void watch(self, uint32_t index, int side, uint32_t mask) noexcept nogil:
         cdef Slot *slot = self.slot(index)
         cdef Far *far = &slot.far[side]
-        cdef uint64_t data = key(RELAY, <uint64_t>index << 1 | side, slot.generation)
+        cdef uint64_t data = key_of_side(RELAY, slot, side)
         if mask == UNWATCHED:
             return                       # only ever asked for after its poll completed
         if far.mask == UNWATCHED:
@@ -352,14 +336,14 @@ cdef class RingRelays(RelayLoop):
             self._take_back(far.fd)
             far.aside = 0
         elif far.mask != UNWATCHED:
-            self.ring.cancel(key(RELAY, <uint64_t>slot.index << 1 | side, slot.generation))
+            self.ring.cancel(key_of_side(RELAY, slot, side))
         far.mask = UNWATCHED
 
     # --- For tests -------------------------------------------------------------------------------
 
     def key_of(self, uint32_t index, int side):
         """The user data of what is armed for this side of a relay."""
-        return key(RELAY, <uint64_t>index << 1 | side, self.slot(index).generation)
+        return key_of_side(RELAY, self.slot(index), side)
 
     def key_of_descriptor(self, int fd):
         """The user data of what is armed for a registered descriptor."""

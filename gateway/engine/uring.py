@@ -10,6 +10,9 @@ as their poller. Facts and laws:
 - A wait ends with EINTR at a signal. One that comes between the last look and the wait would be
   slept over; so Python's own handler in C writes to a socket that is polled (`set_wakeup_fd`,
   which takes no eventfd), where this is the main thread.
+- Relays move by the ring's own receives and sends (completions), or by polls in it and plain calls
+  (readiness): which is cheaper depends on what a system call costs (`control/choice.py`). All else
+  is the same in both.
 - SIGPIPE is ignored from the first ring on: splice(2) to a socket that was reset raises it.
 
 Must never: use the ring before `_check`; block but in the wait.
@@ -29,9 +32,11 @@ from gateway.engine.compiled_relays import CompiledRelays
 from gateway.engine.contract import Deliver
 from gateway.engine.core import SocketEngine
 from gateway.engine.link_state import Endpoint
+from gateway.engine.ring_completions import RingCompletions
 from gateway.engine.ring_relays import RingRelays
 
 RANDOM_STOCK = 4096                # random bytes fetched at once; a mask takes 4
+BUFFERS = 128                      # of 64 KiB; twice the links that are busy in one turn
 SOON = 0.0                         # a time that has passed: look, and do not wait
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -40,13 +45,23 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 class UringEngine(SocketEngine):
     """See gateway.engine.contract.Engine. Belongs to the thread that makes it.
 
-    entries, completions: sizes of the ring's queues. Raises `uring_ring.RingRefused`.
+    form: "completions" or "readiness". entries, completions, buffers: sizes of the ring's queues,
+    and how many buffers completions have. Raises `uring_ring.RingRefused`.
     """
 
     name = "io_uring"
 
-    def __init__(self, *, entries: int = 256, completions: int = 4096) -> None:
-        self._ring = RingRelays(entries=entries, completions=completions)
+    def __init__(
+        self, form: str = "readiness", *, entries: int = 256, completions: int = 4096,
+        buffers: int = BUFFERS,
+    ) -> None:
+        assert form in ("completions", "readiness")
+        self.form = form
+        self._ring = (
+            RingCompletions(entries=entries, completions=completions, buffers=buffers)
+            if form == "completions"
+            else RingRelays(entries=entries, completions=completions)
+        )
         super().__init__(self._ring)
         self.compiled = CompiledRelays(self, self._ring)
         self._process = os.getpid()

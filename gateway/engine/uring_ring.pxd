@@ -1,8 +1,9 @@
 """One ring, for the drivers that wait in it. See uring_ring.pyx."""
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from gateway.engine.liburing cimport io_uring, io_uring_sqe
+from gateway.engine.uring_buffers cimport RingBuffers
 
 cdef enum:
     NOBODY = 0                       # user data of what nobody waits for
@@ -18,6 +19,8 @@ cdef class Ring:
     cdef int _pid
     cdef readonly uint64_t pending   # completions that the kernel owes us
     cdef readonly uint64_t enters    # system calls that were made
+    cdef readonly uint64_t submitted  # operations that were asked for
+    cdef readonly RingBuffers buffers  # None: operations need none
     cdef readonly uint64_t overflows  # times that the completion queue was seen too small
     cdef readonly int error          # errno of a wait that failed as none should; 0: none
     cdef readonly str form           # flags of its set-up, in a word
@@ -27,6 +30,12 @@ cdef class Ring:
     cdef void arm(self, int fd, uint32_t mask, uint64_t data) noexcept nogil
     cdef void rearm(self, uint64_t data, uint32_t mask) noexcept nogil
     cdef void cancel(self, uint64_t data) noexcept nogil
+    cdef void receive(self, int fd, uint64_t data) noexcept nogil
+    cdef void send(
+        self, int fd, const uint8_t *bytes_first, size_t size, uint64_t data
+    ) noexcept nogil
+    cdef void take_back(self, uint64_t data) noexcept nogil
+    cdef void cancel_all(self) noexcept nogil
     cdef void flush(self) noexcept nogil
     cdef bint wait(self, double seconds) noexcept nogil
     cdef void _note(self, int result) noexcept nogil

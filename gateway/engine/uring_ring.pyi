@@ -1,5 +1,9 @@
 """Types of `uring_ring.pyx`: one ring."""
 
+from gateway.engine.uring_buffers import RingBuffers
+
+def call_cost_ns() -> int: ...
+
 class RingRefused(Exception):
     """A ring cannot be had."""
 
@@ -13,11 +17,13 @@ class Ring:
 
     pending: int
     enters: int
+    submitted: int
+    buffers: RingBuffers | None
     overflows: int
     error: int
     form: str
     is_restricted: bool
     fd: int
 
-    def __init__(self, entries: int = ..., completions: int = ...) -> None: ...
+    def __init__(self, entries: int = ..., completions: int = ..., buffers: int = ...) -> None: ...
     def close(self) -> int: ...

@@ -15,10 +15,15 @@ import socket
 import time
 from pathlib import Path
 
+from gateway import frames
+from gateway.engine.ring_completions import RingCompletions
 from gateway.engine.ring_relays import RingRelays
 from gateway.engine.uring_ring import RingRefused
+from gateway.events import RelayRules
 
 TRIAL_S = 0.5                      # how long a completion of the trial is waited for
+TRIAL_BUFFERS = 4
+TRIAL_RULES = RelayRules(heartbeat=0.0, write_timeout=0.0)
 SYSCTL = Path("/proc/sys/kernel/io_uring_disabled")
 STATUS = Path("/proc/self/status")
 SECCOMP_FILTER = "2"               # of the field Seccomp: a filter of system calls is in force
@@ -28,6 +33,15 @@ def refusal() -> str:
     """Why the engine on io_uring cannot run here, as a sentence; "" if it can."""
     try:
         _try_ring()
+    except RingRefused as refused:
+        return explain_error(refused)
+    return ""
+
+
+def refusal_of_completions() -> str:
+    """Why relays cannot move by completions, where a ring can be had; "" if they can."""
+    try:
+        _try_completions()
     except RingRefused as refused:
         return explain_error(refused)
     return ""
@@ -130,3 +144,53 @@ def _expect(ring: RingRelays, found: tuple[int, int] | None, step: str) -> None:
         raise RingRefused(step, error.errno or 0) from error
     if ring.poll() != ([found] if found else []):
         raise RingRefused(step, errno.EIO)
+
+
+def _try_completions() -> None:
+    """Two relays share the buffers of a small ring; one is cut while its receives are armed.
+    Raises `RingRefused`."""
+    ring = RingCompletions(entries=8, completions=16, buffers=TRIAL_BUFFERS)
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(ring.close)
+        at_end.callback(ring.close_ring)
+        at_end.callback(ring.abandon_all)
+        ways = []
+        for number in range(2):
+            pairs = [socket.socketpair() for _ in range(2)]
+            for near, far in pairs:
+                near.setblocking(False)
+                far.setblocking(False)
+                at_end.callback(far.close)
+            ring.begin(
+                2 * number, 2 * number + 1, pairs[0][0].detach(), pairs[1][0].detach(),
+                TRIAL_RULES, [], (b"", b""), (False, False),
+            )
+            ways.append((pairs[0][1], pairs[1][1]))
+        for turn in range(2 * TRIAL_BUFFERS):
+            for number, (client, upstream) in enumerate(ways):
+                data = frames.build_frame(
+                    frames.BINARY, bytes([turn, number]) * 100, b"\1\2\3\4"
+                )
+                client.send(data)
+                _expect_bytes(ring, upstream, data)
+        ring.cut(0)
+        _expect_bytes(ring, ways[0][1], b"")
+        ring.abandon_all()
+        if ring.close_ring() or ring.ring.buffers is None or ring.ring.buffers.out:
+            raise RingRefused("trial: a receive that was cancelled", errno.EBUSY)
+
+
+def _expect_bytes(ring: RingCompletions, sock: socket.socket, data: bytes) -> None:
+    """These come before long; raises `RingRefused`."""
+    limit = time.monotonic() + TRIAL_S
+    found = b""
+    while time.monotonic() < limit:
+        ring.wait(time.monotonic())
+        ring.take_ended()
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            piece = sock.recv(4096)
+            found += piece
+            if not piece or len(found) >= len(data):
+                break
+    if found != data:
+        raise RingRefused("trial: receiving and sending", errno.EIO)

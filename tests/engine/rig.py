@@ -520,7 +520,8 @@ RIGS: dict[str, Callable[[Path], Rig]] = {
     "memory": lambda _: MemoryRig(Weather()),
     "memory-rough": lambda _: MemoryRig(ROUGH),
     "uvloop": lambda folder: SocketRig(UvEngine(), folder),
-    "io_uring": lambda folder: SocketRig(UringEngine(), folder),
+    "io_uring": lambda folder: SocketRig(UringEngine("readiness"), folder),
+    "io_uring-completions": lambda folder: SocketRig(UringEngine("completions"), folder),
     "uvloop-python": lambda folder: SocketRig(UvEngine(compiled=False), folder),
 }
 

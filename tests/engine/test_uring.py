@@ -23,6 +23,7 @@ import pytest
 from engine.rig import Rig, SocketFar, SocketRig, noise, open_descriptors
 from gateway import frames
 from gateway.engine import uring
+from gateway.engine.ring_completions import RingCompletions
 from gateway.engine.ring_relays import RingRelays
 from gateway.engine.uring import UringEngine
 from gateway.events import (
@@ -43,18 +44,28 @@ LINGER_RESET = struct.pack("ii", 1, 0)
 PATIENCE_S = 20.0
 
 
+@pytest.fixture(params=["readiness", "completions"])
+def form(request: pytest.FixtureRequest) -> str:
+    """How relays move."""
+    return str(request.param)
+
+
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[SocketRig]:
-    """An engine; behind it no operation is in flight, and no descriptor left."""
-    with rigged(tmp_path) as made:
+def rig(form: str, tmp_path: Path) -> Iterator[SocketRig]:
+    """An engine; behind it no operation is in flight, no buffer out, and no descriptor left."""
+    with rigged(tmp_path, form) as made:
         yield made
 
 
 @contextlib.contextmanager
-def rigged(folder: Path, **sizes: int) -> Iterator[SocketRig]:
+def rigged(
+    folder: Path, form: str, *, entries: int = 256, completions: int = 4096, buffers: int = 16
+) -> Iterator[SocketRig]:
     """A rig whose ring has these sizes."""
     before = open_descriptors()
-    made = SocketRig(UringEngine(**sizes), folder)
+    made = SocketRig(
+        UringEngine(form, entries=entries, completions=completions, buffers=buffers), folder
+    )
     engine = engine_of(made)
     try:
         yield made
@@ -294,8 +305,11 @@ def test_late_completions_reach_nobody(rig: SocketRig) -> None:
         for key in list(keys)[-50:]:
             ring.inject(key, everything)
             ring.inject(key, -errno.ECANCELED)
+            ring.inject(key, 0)
         assert ring.turns == turns
         keys |= {ring.key_of(slot, side) for side in range(2)}
+        if isinstance(ring, RingCompletions):
+            keys |= {ring.key_of_receive(slot, side) for side in range(2)}
         data = frame(100, turn)
         pairs[0][1].send(data)
         pairs[1][1].settimeout(PATIENCE_S)
@@ -304,7 +318,7 @@ def test_late_completions_reach_nobody(rig: SocketRig) -> None:
         rig.engine.reset(client)
         for _, far in pairs:
             far.close()
-    assert len(keys) == 2000
+    assert len(keys) == (4000 if isinstance(ring, RingCompletions) else 2000)
     rig.until(lambda: len([e for e in rig.events if isinstance(e, RelayEnded)]) == 1000)
 
 
@@ -332,9 +346,9 @@ def test_late_completions_of_a_descriptor_reach_nobody(rig: SocketRig) -> None:
 # --- Small queues, many links -------------------------------------------------------------------
 
 
-def test_a_completion_queue_of_16_loses_nothing(tmp_path: Path) -> None:
+def test_a_completion_queue_of_16_loses_nothing(form: str, tmp_path: Path) -> None:
     """A thousand links become ready at once, four times."""
-    with rigged(tmp_path, entries=8, completions=16) as rig:
+    with rigged(tmp_path, form, entries=8, completions=16) as rig:
         pairs = [socket.socketpair() for _ in range(1000)]
         links = [rig.engine.adopt(near) for near, _ in pairs]
         for link in links:
@@ -352,9 +366,9 @@ def test_a_completion_queue_of_16_loses_nothing(tmp_path: Path) -> None:
         rig.until(lambda: sum(isinstance(e, Finished) for e in rig.events) == 1000)
 
 
-def test_a_small_ring_accepts_a_thousand(tmp_path: Path) -> None:
+def test_a_small_ring_accepts_a_thousand(form: str, tmp_path: Path) -> None:
     """Nobody is lost, none taken twice."""
-    with rigged(tmp_path, entries=8, completions=16) as rig:
+    with rigged(tmp_path, form, entries=8, completions=16) as rig:
         address = rig.listen()
         fars = []
         for _ in range(1000):
@@ -365,9 +379,9 @@ def test_a_small_ring_accepts_a_thousand(tmp_path: Path) -> None:
         assert len(links) == 1000
 
 
-def test_relays_through_a_small_ring(tmp_path: Path) -> None:
+def test_relays_through_a_small_ring(form: str, tmp_path: Path) -> None:
     """Bytes both ways through 200 relays, exactly."""
-    with rigged(tmp_path, entries=8, completions=16) as rig:
+    with rigged(tmp_path, form, entries=8, completions=16) as rig:
         four = [relayed(rig) for _ in range(200)]
         for turn in range(3):
             data = frame(3000, turn)
@@ -386,9 +400,9 @@ def test_relays_through_a_small_ring(tmp_path: Path) -> None:
                 server.received.clear()
 
 
-def test_stop_with_4000_links(tmp_path: Path) -> None:
+def test_stop_with_4000_links(form: str, tmp_path: Path) -> None:
     """Operations, queues, pipes and timers are zero within 50 ms of our own time."""
-    with rigged(tmp_path) as rig:
+    with rigged(tmp_path, form) as rig:
         pairs = [socket.socketpair() for _ in range(4000)]
         links = [rig.engine.adopt(near) for near, _ in pairs]
         beating = RelayRules(heartbeat=30.0, close_timeout=5.0)
@@ -412,9 +426,9 @@ def test_stop_with_4000_links(tmp_path: Path) -> None:
             far.close()
 
 
-def test_an_idle_relay_is_small(tmp_path: Path) -> None:
+def test_an_idle_relay_is_small(form: str, tmp_path: Path) -> None:
     """It owns no buffer; at most 2.5 KiB of resident memory for each, Python's part included."""
-    with rigged(tmp_path) as rig:
+    with rigged(tmp_path, form) as rig:
         def add(count: int) -> list[socket.socket]:
             pairs = [socket.socketpair() for _ in range(2 * count)]
             gc.collect()

@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 
+from gateway.control.choice import choose
 from gateway.engine import uring_setup
+from gateway.engine.ring_completions import RingCompletions
 from gateway.engine.ring_relays import RingRelays
+from gateway.engine.uring_ring import RingRefused
+from gateway.errors import EngineRefused
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -68,7 +72,67 @@ def test_here_it_can_be_had() -> None:
     auto, demanded = chosen("")
     assert auto[0] == "uvloop"
     assert "io_uring can be had here" in auto[1]
-    assert demanded == ("io_uring", "the table demands it")
+    assert demanded[0] == "io_uring"
+    assert "the table demands it; relays by readiness: a system call takes" in demanded[1]
+    assert uring_setup.refusal_of_completions() == ""
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize(("cost", "form"), [(499, "readiness"), (500, "completions")])
+def test_the_form_of_relays_is_measured(
+    cost: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what a system call costs; the start line has the figure."""
+    monkeypatch.setattr("gateway.engine.uring_ring.call_cost_ns", lambda: cost)
+    engine, reason = choose("io_uring")
+    engine.stop()
+    assert engine.form == form  # type: ignore[attr-defined]
+    assert f"relays by {form}: a system call takes {cost} ns" in reason
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize("form", ["completions", "readiness"])
+def test_the_form_of_relays_can_be_demanded(form: str) -> None:
+    """Whatever a system call costs."""
+    engine, reason = choose("io_uring", form)
+    engine.stop()
+    assert engine.form == form  # type: ignore[attr-defined]
+    assert reason == f"the table demands it, and relays by {form}"
+
+
+@pytest.mark.ring
+def test_where_buffers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readiness will do, unless completions are demanded; then the remedy is said."""
+    monkeypatch.setattr("gateway.engine.uring_ring.call_cost_ns", lambda: 1000)
+    monkeypatch.setattr(uring_setup, "RingCompletions", refused)
+    engine, reason = choose("io_uring")
+    engine.stop()
+    assert "relays by readiness: no completions: registering buffers: ENOMEM" in reason
+    assert "ulimit -l" in reason
+    with pytest.raises(EngineRefused, match=r'ENOMEM.*ring = "readiness" can be had'):
+        choose("io_uring", "completions")
+
+
+def refused(**_: int) -> RingCompletions:
+    """A ring whose buffers the kernel does not take."""
+    raise RingRefused("registering buffers", errno.ENOMEM)
+
+
+@pytest.mark.ring
+def test_completions_that_lose_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial looks at every byte."""
+    made = RingCompletions
+
+    class Lazy:
+        def __init__(self, **sizes: int) -> None:
+            self.loop = made(**sizes)
+            self.loop.withhold(True)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.loop, name)
+
+    monkeypatch.setattr(uring_setup, "RingCompletions", Lazy)
+    assert "trial: receiving and sending: EIO" in uring_setup.refusal_of_completions()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""Splicing, on relays that wait in a ring: the tests of `test_splice.py` and `test_splice_ends.py`,
-all of them."""
+"""Splicing, on relays that wait in a ring, in both of its forms: the tests of `test_splice.py` and
+`test_splice_ends.py`, all of them."""
 
 import time
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import pytest
 from engine import test_splice, test_splice_ends
 from engine.rig import open_descriptors
 from engine.splicing import Roads
+from gateway.engine.ring_completions import RingCompletions
 from gateway.engine.ring_relays import RingRelays
 
 
@@ -17,10 +18,14 @@ class RingRoads(Roads):
 
     def __init__(self, pipes_max: int = 32):
         self.before = open_descriptors()
-        self.ring = RingRelays(pipes_max)
+        self.ring = self.made(pipes_max)
         self.driver = self.ring  # type: ignore[assignment]
         self.roads = []
         self.ended = {}
+
+    def made(self, pipes_max: int) -> RingRelays:
+        """The driver."""
+        return RingRelays(pipes_max)
 
     def turn(self, wait_ms: int = 0) -> None:
         """See Roads."""
@@ -42,10 +47,28 @@ class RingRoads(Roads):
         super().finish()
 
 
+class CompletionRoads(RingRoads):
+    """The ring receives and sends."""
+
+    def made(self, pipes_max: int) -> RingRelays:
+        """See RingRoads."""
+        return RingCompletions(pipes_max, buffers=16)
+
+
+FORMS = [RingRoads, CompletionRoads]
+
+
+@pytest.fixture(params=FORMS, autouse=True)
+def form(request: pytest.FixtureRequest) -> type[RingRoads]:
+    """Which kind of driver."""
+    made: type[RingRoads] = request.param
+    return made
+
+
 @pytest.fixture
-def roads() -> Iterator[Roads]:
+def roads(form: type[RingRoads]) -> Iterator[Roads]:
     """A driver, which leaves nothing behind."""
-    made = RingRoads()
+    made = form()
     try:
         yield made
     finally:
@@ -53,10 +76,11 @@ def roads() -> Iterator[Roads]:
 
 
 @pytest.fixture(autouse=True)
-def rings(monkeypatch: pytest.MonkeyPatch) -> None:
+def rings(monkeypatch: pytest.MonkeyPatch, form: type[RingRoads]) -> None:
     """Tests that make a driver of their own get a ring too."""
-    monkeypatch.setattr("engine.splicing.Roads", RingRoads)
-    child = test_splice_ends.CHILD.replace("{body}", IN_A_RING + "{body}")
+    monkeypatch.setattr("engine.splicing.Roads", form)
+    in_a_ring = IN_A_RING.replace("RingRoads", form.__name__)
+    child = test_splice_ends.CHILD.replace("{body}", in_a_ring + "{body}")
     monkeypatch.setattr(test_splice_ends, "CHILD", child)
 
 

@@ -18,6 +18,7 @@ TABLE = """\
 [gateway]
 listen = ["127.0.0.1:@LISTEN@"]
 engine = "@ENGINE@"
+ring   = "@RING@"
 
 [[route]]
 name     = "bench"
@@ -37,14 +38,16 @@ print(gateway.__version__, form, sep=", ")
 
 
 class Gateway(Proxy):
-    """Everything at its default: frame checks, heartbeat and limits are on."""
+    """Everything at its default: frame checks, heartbeat and limits are on. The engine may have
+    the form of its relays behind a colon: `io_uring:completions`."""
 
     kind = "gateway"
     modes = frozenset({FRAMES, RAW})
 
     def __init__(self, engine: str, tree: Path = ROOT):
-        self.name = f"gateway-{engine}"
-        self._engine = engine
+        self._engine, _, form = engine.partition(":")
+        self._ring = form or "auto"
+        self.name = f"gateway-{self._engine}" + (f"-{form}" if form else "")
         self._tree = tree.resolve()
 
     def missing(self) -> str:
@@ -79,6 +82,7 @@ class Gateway(Proxy):
             LISTEN=listen,
             UPSTREAM=upstream,
             ENGINE=self._engine,
+            RING=self._ring,
             SCHEME="tcp" if mode == RAW else "ws",
             SUBPROTOCOLS='subprotocols = ["binary"]' if mode == RAW else "",
         )
