@@ -84,7 +84,7 @@ def test_it_says_what_is_here() -> None:
     assert f"net.core.somaxconn: {somaxconn} " in text
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     assert f" {last - first + 1} connections" in line_with(text, "ip_local_port_range")
-    assert " ns, " in line_with(text, "a system call takes")
+    assert " ns, " in line_with(text, "a system call takes about")
     assert "locked memory" in text
     assert 'engine = "auto" runs uvloop' in text
 
