@@ -15,3 +15,5 @@ class CompiledRelay(Relay):
         random_bytes: Callable[[int], bytes] | None = None,
     ) -> None:
         """They have random bytes of their own."""
+    def wrapped(self, data: bytes, now: float) -> None:
+        """As `received` from a raw upstream whose bytes are no text, past user space."""

@@ -24,6 +24,7 @@ from gateway.engine.relay cimport (
     relay_received,
     relay_sent,
     relay_tick,
+    relay_wrapped,
 )
 from gateway.engine.relay_report cimport cause_number, counts_of, outcome_of, rules_from
 from libc.stdint cimport uint8_t
@@ -132,6 +133,13 @@ cdef class CompiledRelay:
             if not self._out.more:
                 break
         self._tails[side] = (<char *>at)[:size]
+
+    def wrapped(self, data, double now):
+        """As `received` from a raw upstream whose bytes are no text, past user space."""
+        self._begin()
+        relay_wrapped(&self._relay, &self._rules, len(data), now, &self._out)
+        self._collect()
+        self.queues[Side.CLIENT].append(bytes(data))
 
     def finished(self, int side, double now):
         self._begin()

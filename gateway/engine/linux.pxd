@@ -49,7 +49,6 @@ cdef extern from "<sys/socket.h>" nogil:
     enum:
         MSG_DONTWAIT
         MSG_NOSIGNAL
-        MSG_MORE
         MSG_PEEK
         SHUT_WR
         SOL_SOCKET

@@ -136,6 +136,9 @@ cdef bint relay_peeked(
 cdef void relay_spliced(
     Relay *relay, const Rules *rules, int side, size_t size, double now
 ) noexcept nogil
+cdef void relay_wrapped(
+    Relay *relay, const Rules *rules, size_t size, double now, Output *out
+) noexcept nogil
 cdef void relay_finished(
     Relay *relay, const Rules *rules, int side, double now, Output *out
 ) noexcept nogil

@@ -310,8 +310,6 @@ cdef size_t wrap(
     """Bytes of a raw upstream become one frame; gives how much was consumed."""
     cdef Utf8 check
     cdef size_t good = size
-    cdef uint8_t *header = out.own + out.own_used
-    cdef size_t head
     if rules.raw_text:
         check.need = 0
         good = utf8_walk(&check, data, size)
@@ -325,12 +323,20 @@ cdef size_t wrap(
                 good -= 1
         if not good:
             return 0
-    head = build_header(header, OP_TEXT if rules.raw_text else OP_BINARY, good)
+    put_header(relay, rules, good, now, out)
+    put(relay, rules, CLIENT, data, good, now, out)
+    return good
+
+
+cdef inline void put_header(
+    Relay *relay, const Rules *rules, size_t size, double now, Output *out
+) noexcept nogil:
+    """A frame of `size` bytes toward the client begins."""
+    cdef uint8_t *header = out.own + out.own_used
+    cdef size_t head = build_header(header, OP_TEXT if rules.raw_text else OP_BINARY, size)
     out.own_used += head
     relay.legs[UPSTREAM].wrapped += 1
     put(relay, rules, CLIENT, header, head, now, out)
-    put(relay, rules, CLIENT, data, good, now, out)
-    return good
 
 
 # --- Facts -------------------------------------------------------------------------------------
@@ -410,6 +416,21 @@ cdef void relay_spliced(
     other.queued += size
     leg.cursor.header_left -= <uint8_t>head
     advance(relay, rules, &leg.cursor, size - head)
+    look_on(relay, rules, now)
+
+
+cdef void relay_wrapped(
+    Relay *relay, const Rules *rules, size_t size, double now, Output *out
+) noexcept nogil:
+    """`size` bytes of a raw upstream went past user space, not text and before the relay has a
+    cause: they are one frame. Its header is put here and leaves before them; they count as queued
+    for the client until `relay_sent`."""
+    cdef Leg *leg = &relay.legs[UPSTREAM]
+    leg.bytes_in += size
+    leg.spliced += size
+    leg.heard_at = relay.active_at = now
+    put_header(relay, rules, size, now, out)
+    relay.legs[CLIENT].queued += size
     look_on(relay, rules, now)
 
 

@@ -27,7 +27,7 @@ cdef class RelayCarriage(RelaySlots):
         cdef int side
         for side in range(2):
             if self._out.count[side]:
-                self._send_spans(slot, side, 0, False)
+                self._send_spans(slot, side, False)
 
     @cython.final
     cdef inline bint _pipe_before(self, Slot *slot, int side) noexcept nogil:
@@ -45,13 +45,14 @@ cdef class RelayCarriage(RelaySlots):
 
     @cython.final
     cdef inline bint _copies(self, Slot *slot, int side) noexcept nogil:
-        """The next read takes all that is there: no header is peeked at first, and no pipe is
-        under way."""
+        """The next read takes all that is there: nothing is peeked at or spliced first, and no pipe
+        is under way."""
         return slot.far[side].pipe == NO_PIPE and not self._peeks(slot, side)
 
     @cython.final
     cdef inline bint _peeks(self, Slot *slot, int side) noexcept nogil:
-        """The last frame from here was large, and the next header may be one of another such."""
+        """Much came from here at once: a header may be that of another large frame, and what a raw
+        upstream has to say next is to be spliced."""
         return (
             slot.far[side].large and not slot.relay.legs[side].cursor.remaining
             and not slot.far[side].tail_size
@@ -60,9 +61,11 @@ cdef class RelayCarriage(RelaySlots):
     cdef bint _may_splice(self, Slot *slot, int side) noexcept nogil
     cdef bint _read_last(self, Slot *slot, int side) noexcept nogil
     cdef bint _splice_in(self, Slot *slot, int side) noexcept nogil
+    cdef bint _splice_frame(self, Slot *slot, int side) noexcept nogil
     cdef bint _splice_out(self, Slot *slot, int side) noexcept nogil
     cdef bint _take_pipe(self, Slot *slot, int side) noexcept nogil
     cdef int _fault_index(self, int number) noexcept nogil
+    cdef bint _splice_raw(self, Slot *slot) noexcept nogil
     cdef void _begin_splice(self, Slot *slot, int side) noexcept nogil
     cdef void _close_far(self, Slot *slot, int side, bint abort) noexcept nogil
     cdef void _drop_queue(self, Far *far) noexcept nogil
@@ -79,7 +82,7 @@ cdef class RelayCarriage(RelaySlots):
     cdef void _lose_with_fault(self, Slot *slot, int side) noexcept nogil
     cdef void _receive(self, Slot *slot, int side) noexcept nogil
     cdef void _send_failed(self, Slot *slot, int side, int number) noexcept nogil
-    cdef void _send_spans(self, Slot *slot, int side, int flags, bint ahead) noexcept nogil
+    cdef void _send_spans(self, Slot *slot, int side, bint ahead) noexcept nogil
     cdef void _splice(self, Slot *slot, int side) noexcept nogil
     cdef bint may_read(self, Slot *slot, int side) noexcept nogil
     cdef bint send_later(self, Slot *slot, int side) noexcept nogil

@@ -13,6 +13,10 @@ Facts that shape it:
 - After a large frame the next header is only peeked at. If it is another large one, header and
   payload are spliced together; so a stream of large frames costs three calls a piece.
 - The first large frame's header was read with what came with it, and leaves before its payload.
+- Bytes of a raw upstream become frames: what is there is spliced into the pipe, then a header that
+  promises just that much is sent, then the pipe. Text is checked, hence copied. The header goes
+  without MSG_MORE: in one segment with it, pages are cut where that is full, which costs more than
+  a segment (measured on Linux 6.18: 1.3 to 1.6 of a copy, instead of 0.9 to 1.0).
 
 Must never: block, take the GIL per event, close a descriptor while its number may be looked up.
 """
@@ -48,18 +52,22 @@ from gateway.engine.linux cimport (
 )
 from gateway.engine.pipes cimport NO_PIPE, PIPES_MAX, Pipe, Pipes
 from gateway.engine.relay cimport (
+    CLIENT,
     D_FAULT,
     OPEN,
     RESET,
     TAIL_MAX,
+    UPSTREAM,
     Leg,
     Output,
+    Rules,
     relay_finished,
     relay_lost,
     relay_peeked,
     relay_received,
     relay_sent,
     relay_spliced,
+    relay_wrapped,
 )
 from gateway.engine.relay_report import FAULTS
 from gateway.errors import fault_of
@@ -103,8 +111,10 @@ cdef class RelayCarriage(RelaySlots):
     cdef void _receive(self, Slot *slot, int side) noexcept nogil:
         """Read once, or splice on."""
         cdef Far *far = &slot.far[side]
+        cdef Leg *leg = &slot.relay.legs[side]
         cdef ssize_t count
-        if self._peeks(slot, side):
+        cdef bint large
+        if self._peeks(slot, side) and not leg.raw:
             self.calls += 1
             count = recv(far.fd, self._hot, PEEK, MSG_PEEK)
             if count < 0 and errno != EAGAIN and errno != EINTR:
@@ -113,7 +123,8 @@ cdef class RelayCarriage(RelaySlots):
             far.large = count > 0 and relay_peeked(
                 &slot.relay, self._terms(slot), side, self._hot, count, SPLICE_MIN
             )
-        if far.pipe != NO_PIPE or self._may_splice(slot, side):
+        large = leg.cursor.remaining >= SPLICE_MIN or (leg.raw and far.large)
+        if far.pipe != NO_PIPE or (large and self._may_splice(slot, side)):
             self._splice(slot, side)
             return
         if far.tail_size:
@@ -146,21 +157,25 @@ cdef class RelayCarriage(RelaySlots):
         """Walk `size` bytes that came, and send what passes."""
         cdef Far *far = &slot.far[side]
         cdef Leg *leg = &slot.relay.legs[side]
-        cdef size_t used
+        cdef const Rules *rules = self._terms(slot)
+        cdef size_t used, whole = size
         cdef bint more = True
         while more:
             self._begin_output()
-            used = relay_received(
-                &slot.relay, self._terms(slot), side, at, size, self.now, self._out
-            )
+            used = relay_received(&slot.relay, rules, side, at, size, self.now, self._out)
             at += used
             size -= used
             more = self._out.more
-            if not more and self._may_splice(slot, side):
+            if (
+                not more and leg.cursor.remaining >= SPLICE_MIN and self._may_splice(slot, side)
+            ):
                 self._begin_splice(slot, side)
                 continue
             self._put_out(slot)
-        far.large = leg.cursor.frame_size >= SPLICE_MIN
+        if leg.raw:
+            far.large = whole >= SPLICE_MIN and not rules.raw_text
+        else:
+            far.large = leg.cursor.frame_size >= SPLICE_MIN and not rules.raw
         self._keep_tail(slot, side, at, size)
 
     cdef void _keep_tail(
@@ -207,14 +222,15 @@ cdef class RelayCarriage(RelaySlots):
     # --- Splicing ------------------------------------------------------------------------------
 
     cdef bint _may_splice(self, Slot *slot, int side) noexcept nogil:
-        """Whether the kernel had better move the rest of this side's frame, and can."""
+        """Whether the kernel can move a large piece that comes from this side, which is not looked
+        into; then a pipe is taken."""
         cdef Leg *leg = &slot.relay.legs[side]
+        cdef const Rules *rules = self._terms(slot)
         return (
-            leg.cursor.remaining >= SPLICE_MIN
-            and slot.far[side].pipe == NO_PIPE
+            slot.far[side].pipe == NO_PIPE
             and not slot.relay.cause
             and leg.reading
-            and not self._terms(slot).raw
+            and (not rules.raw or (leg.raw and not rules.raw_text))
             and slot.relay.legs[1 - side].fate == OPEN
             and self._take_pipe(slot, side)
         )
@@ -238,18 +254,55 @@ cdef class RelayCarriage(RelaySlots):
         goes ahead of the pipe. (An end that a splice finds would throw the output away.)"""
         cdef int other = 1 - side
         if self._out.count[other]:
-            self._send_spans(slot, other, 0, True)
+            self._send_spans(slot, other, True)
             slot.far[other].ahead = slot.far[other].queue_end - slot.far[other].queue_start
         self._splice(slot, side)
 
     cdef bint _splice_in(self, Slot *slot, int side) noexcept nogil:
-        """Socket to pipe, as much of the frame as both have; True if bytes moved."""
+        """Socket to pipe; True if bytes moved."""
+        cdef Leg *leg = &slot.relay.legs[side]
+        if slot.far[side].pipe == NO_PIPE or not leg.reading or slot.relay.cause:
+            return False
+        return self._splice_raw(slot) if leg.raw else self._splice_frame(slot, side)
+
+    cdef bint _splice_raw(self, Slot *slot) noexcept nogil:
+        """Bytes of a raw upstream, as many as there are: they are a frame. One at a time is in the
+        pipe, since each header goes ahead of it."""
+        cdef Far *far = &slot.far[UPSTREAM]
+        cdef Far *client = &slot.far[CLIENT]
+        cdef Pipe *pipe = &self.pipes.pipes[far.pipe]
+        cdef ssize_t count
+        if pipe.held or not far.large:
+            return False
+        self.calls += 1
+        count = splice(
+            far.fd, NULL, pipe.in_fd, NULL, pipe.size, SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+        )
+        if count > 0:
+            pipe.held = count
+            far.again = 1
+            far.large = count >= SPLICE_MIN
+            self._begin_output()
+            relay_wrapped(&slot.relay, self._terms(slot), count, self.now, self._out)
+            self._send_spans(slot, CLIENT, True)
+            client.ahead = client.queue_end - client.queue_start
+            return True
+        if count == 0:
+            self._finish_side(slot, UPSTREAM)
+        elif errno == EAGAIN:
+            far.again = 0                       # the pipe was empty, so it is the socket
+        elif errno != EINTR:
+            self._lose(slot, UPSTREAM, errno)
+        return False
+
+    cdef bint _splice_frame(self, Slot *slot, int side) noexcept nogil:
+        """As much of the frame under way as socket and pipe have."""
         cdef Far *far = &slot.far[side]
         cdef Leg *leg = &slot.relay.legs[side]
         cdef Pipe *pipe
         cdef ssize_t count
         cdef size_t want
-        if far.pipe == NO_PIPE or not leg.reading or slot.relay.cause or not leg.cursor.remaining:
+        if not leg.cursor.remaining:
             return False
         pipe = &self.pipes.pipes[far.pipe]
         want = pipe.size - pipe.held
@@ -305,7 +358,7 @@ cdef class RelayCarriage(RelaySlots):
         for piece in range(PIECES):
             moved_out = self._splice_out(slot, side)
             moved_in = self._splice_in(slot, side)
-            if not moved_in and not moved_out:
+            if not moved_in and not (moved_out and self._pipe_before(slot, 1 - side)):
                 break
         else:
             # Others have their turn; what is in the pipe goes on as soon as the loop comes round.
@@ -319,7 +372,7 @@ cdef class RelayCarriage(RelaySlots):
 
     # --- Sending -------------------------------------------------------------------------------
 
-    cdef void _send_spans(self, Slot *slot, int side, int flags, bint ahead) noexcept nogil:
+    cdef void _send_spans(self, Slot *slot, int side, bint ahead) noexcept nogil:
         cdef Far *far = &slot.far[side]
         cdef iovec pieces[64]
         cdef msghdr message
@@ -333,13 +386,13 @@ cdef class RelayCarriage(RelaySlots):
             far.queue == NULL and not far.blocked and not far.fault and not far.sending
             and (ahead or not self._pipe_before(slot, side))
         ):
-            if count == 1 and not flags and not ahead and self.send_later(slot, side):
+            if count == 1 and not ahead and self.send_later(slot, side):
                 return
             self.calls += 1
             if count == 1:
                 sent = send(
                     far.fd, self._out.spans[side][0].data, self._out.spans[side][0].size,
-                    MSG_NOSIGNAL | flags,
+                    MSG_NOSIGNAL,
                 )
             else:
                 for i in range(count):
@@ -348,7 +401,7 @@ cdef class RelayCarriage(RelaySlots):
                 memset(&message, 0, sizeof(message))
                 message.msg_iov = pieces
                 message.msg_iovlen = count
-                sent = sendmsg(far.fd, &message, MSG_NOSIGNAL | flags)
+                sent = sendmsg(far.fd, &message, MSG_NOSIGNAL)
             if sent < 0:
                 if errno != EAGAIN and errno != EINTR:
                     far.fault = <uint8_t>(1 + self._fault_index(errno))

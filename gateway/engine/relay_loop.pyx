@@ -49,10 +49,13 @@ from gateway.engine.relay_report import FAULTS
 
 # Why a direction was not spliced, worst reason first.
 NOT_SPLICED = ["", "no large frame came", "no pipe was free", "text is checked",
-               "payloads are unmasked", "bytes are put into frames"]
+               "payloads are unmasked", "little came at once"]
 cdef enum:
     W_SMALL = 1
     W_NO_PIPE = 2
+    W_TEXT = 3
+    W_UNMASKED = 4
+    W_LITTLE = 5
 
 
 cdef class RelayLoop(RelayCarriage):
@@ -162,11 +165,13 @@ cdef class RelayLoop(RelayCarriage):
             why = ""
             if not slot.relay.legs[side].spliced:
                 if rules.raw and side == CLIENT:
-                    why = NOT_SPLICED[4]
-                elif rules.raw:
-                    why = NOT_SPLICED[3 if rules.raw_text else 5]
+                    why = NOT_SPLICED[W_UNMASKED]
+                elif rules.raw_text:
+                    why = NOT_SPLICED[W_TEXT]
+                elif slot.far[side].no_pipe:
+                    why = NOT_SPLICED[W_NO_PIPE]
                 else:
-                    why = NOT_SPLICED[W_NO_PIPE if slot.far[side].no_pipe else W_SMALL]
+                    why = NOT_SPLICED[W_LITTLE if rules.raw else W_SMALL]
             result.append(counts_of(&slot.relay, side, why))
         return result[0], result[1]
 

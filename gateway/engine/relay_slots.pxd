@@ -21,7 +21,7 @@ cdef struct Far:
     uint8_t hung                # both ways shut: watched no more while there is nothing to do
     uint8_t blocked
     uint8_t again               # it may be ready still, though no new edge will say so
-    uint8_t large               # the last frame from here was large: read the next header alone
+    uint8_t large               # much came from here at once: what comes next may be spliced
     uint8_t no_pipe             # a splice was wanted and no pipe could be had
     uint8_t receiving           # these five are of ring_completions.pyx: a receive is in flight
     uint8_t hungry              # it found no buffer

@@ -157,7 +157,7 @@ class TestCarriage:
         raw = roads.open(RelayRules(raw=True, heartbeat=0))
         text = roads.open(RelayRules(raw=True, raw_text=True, heartbeat=0))
         assert raw.counts()[0].not_spliced == "payloads are unmasked"
-        assert raw.counts()[1].not_spliced == "bytes are put into frames"
+        assert raw.counts()[1].not_spliced == "little came at once"
         assert text.counts()[1].not_spliced == "text is checked"
 
     def test_a_frame_longer_than_all_buffers(self, roads: Roads) -> None:

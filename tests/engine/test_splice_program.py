@@ -103,7 +103,33 @@ def test_the_record_says_why_not(engine: str, upstream: Upstream, tmp_path: Path
             service.close()
             record = gateway.record(route="raw")
         assert record["from_client"]["not_spliced"] == "payloads are unmasked"
-        assert record["from_upstream"]["not_spliced"] == "bytes are put into frames"
+        assert record["from_upstream"]["not_spliced"] == "little came at once"
+
+
+def test_a_raw_upstream_that_says_much_is_spliced(
+    engine: str, upstream: Upstream, tmp_path: Path
+) -> None:
+    """What it says arrives in binary frames, and the record tells that it was not copied."""
+    data = os.urandom(8 * MEBIBYTE)
+    with launch(tables(upstream), tmp_path, engine=engine) as gateway:
+        client, service = open_raw(gateway, upstream)
+        with client, service:
+            received = b""
+            with service.sending(data):
+                while len(received) < len(data):
+                    one = client.read_frame()
+                    assert one.opcode == BINARY
+                    received += one.payload
+            assert received == data
+            client.send(close_frame(1000))
+            client.read_close()
+            client.finish()
+            service.close()
+            record = gateway.record(route="raw")
+    leg = record["from_upstream"]
+    assert leg["bytes_in"] == leg["payload"] == len(data)
+    assert leg["spliced"] > len(data) // 2
+    assert (leg["carried"], leg["not_spliced"]) == ("both", "")
 
 
 def test_the_record_as_text(engine: str, upstream: Upstream, tmp_path: Path) -> None:
