@@ -52,11 +52,13 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from gateway.events import AccessRecord, LegCounts
 
 QUEUE_MAX = 256 * 1024        # bytes of lines that wait for one stream
 CHUNK_MAX = select.PIPE_BUF   # 4,096 on Linux: written whole or not at all
+SHORT_MAX = 64                # characters of a value whose word is kept to be said again
 FAREWELL = 0.5                # seconds that `close` waits for a slow reader
 
 Value = str | int | float | None | dict[str, "Value"]
@@ -359,18 +361,28 @@ def _text_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
     """`time kind key=value ...`, without what is empty, and without counters of a leg at zero."""
     words = [time_text, kind]
     for key, value in fields.items():
-        if isinstance(value, dict):
-            words += [
-                f"{key}.{inner}={quoted(part) if isinstance(part, str) else part}"
-                for inner, part in value.items()
-                if part or (part is not None and key == "phases_ms")
-            ]
-        elif isinstance(value, str):
-            if value:
-                words.append(f"{key}={quoted(value)}")
-        elif value is not None:  # a number, which has nothing to quote
+        if value is None or value == "":
+            continue
+        if type(value) is str:
+            short = len(value) <= SHORT_MAX
+            words.append(_short_word(key, value) if short else f"{key}={quoted(value)}")
+        elif type(value) is dict:
+            zeros = key == "phases_ms"
+            for inner, part in value.items():
+                if part or (zeros and part is not None):
+                    name = f"{key}.{inner}"
+                    words.append(
+                        _short_word(name, part) if type(part) is str else f"{name}={part}"
+                    )
+        else:  # a number, which has nothing to quote
             words.append(f"{key}={value}")
     return " ".join(words).encode("utf-8", "backslashreplace") + b"\n"
+
+
+@lru_cache(maxsize=1024)  # routes, endpoints, causes: of a record most was said before
+def _short_word(key: str, value: str) -> str:
+    """`key=value`, for values that may be kept: short ones."""
+    return f"{key}={quoted(value)}"
 
 
 class Report:
