@@ -24,7 +24,6 @@ from gateway.protocol.http1 import (
     Head,
     Request,
     build_request,
-    end_to_end_fields,
     is_host,
     is_token,
     parse_list,
@@ -39,6 +38,7 @@ FORWARDING_FIELDS = frozenset((
 # Never the client's, and not for a route to set. An upgrade has no content, so it has no length
 # and no expectation (RFC 9110 10.1.1) either.
 OWN_FIELDS = HANDSHAKE_FIELDS | HOP_BY_HOP | {b"content-length", b"expect", b"host"}
+NOT_PASSED = OWN_FIELDS | FORWARDING_FIELDS
 
 
 def upstream_request(
@@ -71,7 +71,10 @@ def upstream_request(
     extensions = passed_extensions(request)
     if extensions:
         fields.append((b"Sec-WebSocket-Extensions", extensions))
-    passed = [pair for pair in end_to_end_fields(request) if not _is_ours(pair[0])]
+    passed = [
+        pair for pair in request.fields
+        if _folded(name := pair[0].lower()) not in NOT_PASSED and name not in request.connection
+    ]
     passed += forwarding_fields(request, peer, trusted, secure=secure)
     return build_request(b"GET", target.encode("ascii"), [*fields, *_edited(passed, route)])
 
@@ -101,29 +104,29 @@ def forwarding_fields(
     request: Request, peer: Address, trusted: Sequence[Network], *, secure: bool = False
 ) -> list[tuple[bytes, bytes]]:
     """The four fields that tell of this hop, and of those before it if `peer` is trusted."""
-    believed = _is_trusted(peer.host, trusted)
-    proto = "https" if secure else "http"
-    address = _ip(peer.host)
-    hops = request.get_all(b"x-forwarded-for") if believed else []
-    if address is not None:
-        hops = [*hops, str(address).encode("ascii")]
-    protos = request.get_all(b"x-forwarded-proto") if believed else []
-    if len(protos) != 1 or not is_token(protos[0]):
-        protos = [proto.encode("ascii")]
-    hosts = request.get_all(b"x-forwarded-host") if believed else []
-    if len(hosts) != 1 or not is_host(hosts[0].decode("latin-1")):
-        hosts = [request.host.encode("ascii")]
-    elements = request.get_all(b"forwarded") if believed else []
-    if _parse_forwarded(elements) is None:
-        elements = []  # an open quotation mark would swallow what is written behind it
-    elements = [*elements, _forwarded_element(address, request.host, proto)]
+    proto, host = b"https" if secure else b"http", request.host.encode("ascii")
+    hop, node = _hop(peer.host)
+    element = b"for=%b;host=%b;proto=%b" % (node, _quoted(host), proto)
+    if _is_trusted(peer.host, trusted):
+        told = b", ".join(request.get_all(b"x-forwarded-for"))
+        hop = b"%b, %b" % (told, hop) if told and hop else told or hop
+        protos = request.get_all(b"x-forwarded-proto")
+        if len(protos) == 1 and is_token(protos[0]):
+            proto = protos[0]
+        hosts = request.get_all(b"x-forwarded-host")
+        if len(hosts) == 1 and is_host(hosts[0].decode("latin-1")):
+            host = hosts[0]
+        elements = request.get_all(b"forwarded")
+        if _parse_forwarded(elements) is not None:
+            # Else an open quotation mark would swallow what is written behind it.
+            element = b", ".join([*elements, element])
     fields = [
-        (b"X-Forwarded-For", b", ".join(hops)),
-        (b"X-Forwarded-Proto", protos[0]),
-        (b"X-Forwarded-Host", hosts[0]),
-        (b"Forwarded", b", ".join(elements)),
+        (b"X-Forwarded-For", hop),
+        (b"X-Forwarded-Proto", proto),
+        (b"X-Forwarded-Host", host),
+        (b"Forwarded", element),
     ]
-    return fields if hops else fields[1:]
+    return fields if hop else fields[1:]
 
 
 # --- Inside -----------------------------------------------------------------------------------
@@ -144,11 +147,6 @@ def _host(request: Request, route: Route, endpoint_host: str) -> bytes:
         return request.host.encode("ascii")
     host = endpoint_host if route.send_host == "upstream" else route.send_host
     return host.encode("ascii")
-
-
-def _is_ours(name: bytes) -> bool:
-    name = _folded(name)
-    return name in OWN_FIELDS or name in FORWARDING_FIELDS
 
 
 def _folded(name: bytes) -> bytes:
@@ -234,18 +232,17 @@ def _parse_forwarded(values: Sequence[bytes]) -> list[dict[str, str]] | None:
     return elements
 
 
-def _forwarded_element(
-    address: IPv4Address | IPv6Address | None, host: str, proto: str
-) -> bytes:
-    """This hop's element of Forwarded (RFC 7239 4)."""
+@lru_cache(maxsize=1024)  # as above
+def _hop(host: str) -> tuple[bytes, bytes]:
+    """A peer as X-Forwarded-For has it, which has nothing for one without an address, and as
+    Forwarded has it (RFC 7239 6)."""
+    address = _ip(host)
     if address is None:
-        node = "unknown"  # RFC 7239 6.2
-    else:
-        node = f"[{address}]" if address.version == 6 else str(address)
-    pairs = [("for", node), ("host", host), ("proto", proto)]
-    return ";".join(f"{name}={_quoted(value)}" for name, value in pairs).encode("ascii")
+        return b"", b"unknown"  # RFC 7239 6.2
+    text = str(address).encode("ascii")
+    return text, _quoted(b"[%b]" % text if address.version == 6 else text)
 
 
-def _quoted(value: str) -> str:
+def _quoted(value: bytes) -> bytes:
     """A value as it stands in a pair. `is_host` lets nothing through that needs escaping."""
-    return value if is_token(value.encode("ascii")) else f'"{value}"'
+    return value if is_token(value) else b'"%b"' % value
