@@ -236,21 +236,21 @@ class Worker:
         # Else it is of a link that was forgotten.
 
     def _client_event(self, party: _Party, event: Event) -> None:
-        if isinstance(event, events.TimedOut) and event.name == _UNPAIRED:
+        if isinstance(event, events.Closed):
+            self._forget_client(party)
+        elif isinstance(event, events.TimedOut) and event.name == _UNPAIRED:
             fault, party.unpaired = party.unpaired, None
             assert fault is not None
             failed = events.ConnectFailed(event.at, event.link, fault)
             self._hand(party, Side.UPSTREAM, failed)
             return
-        if isinstance(event, events.Closed):
-            self._forget_client(party)
         self._hand(party, Side.CLIENT, event)
 
     def _upstream_event(self, party: _Party, event: Event) -> None:
         if isinstance(event, events.TimedOut):
             assert event.name == _PAIRED
             event = events.Connected(event.at, event.link)
-        elif isinstance(event, events.ConnectFailed | events.Closed):
+        elif isinstance(event, (events.ConnectFailed, events.Closed)):
             # A link that never came to be is forgotten at once: the session may order another
             # before this one's Closed arrives.
             self._forget_upstream(party)
@@ -258,12 +258,13 @@ class Worker:
 
     def _hand(self, party: _Party, side: Side, event: Event) -> None:
         """Hand an event to a machine and do what it says."""
+        machine = party.machine
         try:
-            self._execute(party, party.machine.handle(side, event))
-            assert party.machine.over or party.client is not None, "alive without its client"
+            self._execute(party, machine.handle(side, event))
+            assert party.client is not None or machine.over, "alive without its client"
         except Exception:  # noqa: BLE001 - whatever it is, it is the bug of this machine alone
             self._crashed(party, event.at)
-        if party.machine.over:
+        if machine.over:
             self._part(party)
 
     def _tell(self, party: _Party, order: Callable[[float], list[Command]], at: float) -> None:

@@ -359,9 +359,10 @@ class SocketEngine(Arrivals):
         if link.timer is not None:
             self.timers.cancel(link.timer)
             link.timer = None
-        for timer in (link.timers or {}).values():
-            self.timers.cancel(timer)
-        link.timers = None
+        if link.timers is not None:
+            for timer in link.timers.values():
+                self.timers.cancel(timer)
+            link.timers = None
         if link.news:
             link.news[:] = [batch for batch in link.news if not isinstance(batch[0], TimedOut)]
 
