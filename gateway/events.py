@@ -14,7 +14,7 @@ dataclass at run time is `object.__setattr__` for each field, which makes it fou
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar, dataclass_transform
+from typing import Final, TypeVar, dataclass_transform
 
 from gateway.errors import Blame, Fault
 
@@ -46,6 +46,12 @@ class Side(enum.IntEnum):
     def blame(self) -> Blame:
         """Whose doing it is when this side ends things."""
         return Blame.CLIENT if self is Side.CLIENT else Blame.UPSTREAM
+
+
+# Up to Python 3.11 these take a tenth of the time of `Side.CLIENT`: the class of an enum has a
+# `__getattr__` there.
+CLIENT: Final = Side.CLIENT
+UPSTREAM: Final = Side.UPSTREAM
 
 
 @_word()

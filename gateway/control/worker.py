@@ -34,7 +34,7 @@ from gateway.control.listening import Bound
 from gateway.control.report import Report
 from gateway.engine.contract import Engine
 from gateway.errors import Fault, fault_of
-from gateway.events import Accepted, Command, Event, Link, Side
+from gateway.events import CLIENT, UPSTREAM, Accepted, Command, Event, Link, Side
 from gateway.protocol.desk import Desk
 from gateway.protocol.echo import EchoEndpoint
 from gateway.protocol.session import Session
@@ -242,9 +242,9 @@ class Worker:
             fault, party.unpaired = party.unpaired, None
             assert fault is not None
             failed = events.ConnectFailed(event.at, event.link, fault)
-            self._hand(party, Side.UPSTREAM, failed)
+            self._hand(party, UPSTREAM, failed)
             return
-        self._hand(party, Side.CLIENT, event)
+        self._hand(party, CLIENT, event)
 
     def _upstream_event(self, party: _Party, event: Event) -> None:
         if isinstance(event, events.TimedOut):
@@ -254,7 +254,7 @@ class Worker:
             # A link that never came to be is forgotten at once: the session may order another
             # before this one's Closed arrives.
             self._forget_upstream(party)
-        self._hand(party, Side.UPSTREAM, event)
+        self._hand(party, UPSTREAM, event)
 
     def _hand(self, party: _Party, side: Side, event: Event) -> None:
         """Hand an event to a machine and do what it says."""
@@ -298,7 +298,7 @@ class Worker:
             return
         try:
             # It gives back what it was counted for, and has a record to write.
-            for command in session.handle(Side.CLIENT, events.Closed(at, -1, Fault.OTHER)):
+            for command in session.handle(CLIENT, events.Closed(at, -1, Fault.OTHER)):
                 if isinstance(command, events.Record):
                     self._record(party, command)
         except Exception:  # noqa: BLE001 - nothing more can be done for it
@@ -522,7 +522,7 @@ class Worker:
 
     def _link(self, party: _Party, side: Side) -> Link | None:
         """The link of this side, or None where it is gone."""
-        return party.client if side is Side.CLIENT else party.upstream
+        return party.client if side is CLIENT else party.upstream
 
     def _read(self, party: _Party, command: events.Read) -> None:
         link = self._link(party, command.side)
@@ -565,7 +565,7 @@ class Worker:
 
     def _reset(self, party: _Party, command: events.Reset) -> None:
         """The client's link is heard until its `Closed`; the upstream's is forgotten at once."""
-        if command.side is Side.CLIENT:
+        if command.side is CLIENT:
             if party.client is not None:
                 self._engine.reset(party.client)
             return

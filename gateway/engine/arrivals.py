@@ -15,7 +15,7 @@ import socket
 
 from gateway.engine import contract
 from gateway.engine.addresses import address_of, family_of, target_of
-from gateway.engine.link_state import LinkState, ListenerState, State
+from gateway.engine.link_state import CONNECTING, OPEN, LinkState, ListenerState
 from gateway.engine.reactor import Poller, Reactor
 from gateway.errors import Fault, fault_of
 from gateway.events import (
@@ -112,7 +112,7 @@ class Arrivals(Reactor):
                 return
             self._resume(listener)
             self._accepted += 1
-            link = self._open(client, inherits=True)
+            link = self._open(client, is_unix=listener.is_unix, inherits=True)
             local = listener.local or address_of(client.getsockname())
             self.post(
                 link, Accepted(self.now(), link.number, listener.number, address_of(name), local)
@@ -141,32 +141,34 @@ class Arrivals(Reactor):
 
     def adopt(self, inherited: socket.socket) -> Link:
         """See contract.Engine.adopt."""
-        return self._open(inherited).number
+        return self._open(inherited, is_unix=inherited.family == socket.AF_UNIX).number
 
     def pair(self) -> tuple[Link, Link]:
         """See contract.Engine.pair."""
         one, two = self._open_pair()
-        return self._open(one).number, self._open(two).number
+        return self._open(one, is_unix=True).number, self._open(two, is_unix=True).number
 
     def connect(self, address: Address) -> Link:
         """See contract.Engine.connect."""
         assert not address.builtin
-        link = LinkState(self._number(), State.CONNECTING)
+        link = LinkState(self._number(), CONNECTING)
         link.address = address
         self._links[link.number] = link
         try:
-            link.attach(self._open_socket(family_of(address)))
+            link.attach(self._open_socket(family_of(address)), is_unix=address.is_unix)
             self._try_connect(link)
         except OSError as error:
             self._connect_failed(link, fault_of(error.errno or 0))
         return link.number
 
-    def _open(self, sock: socket.socket, *, inherits: bool = False) -> LinkState:
+    def _open(
+        self, sock: socket.socket, *, is_unix: bool, inherits: bool = False
+    ) -> LinkState:
         """A connected socket becomes a link, held; one that `inherits` has its listener's options.
         """
         sock.setblocking(False)
-        link = LinkState(self._number(), State.OPEN)
-        link.attach(sock)
+        link = LinkState(self._number(), OPEN)
+        link.attach(sock, is_unix=is_unix)
         if not inherits:
             self._set_nodelay(link)
         self._links[link.number] = link
@@ -200,7 +202,7 @@ class Arrivals(Reactor):
             self._is_connected(link)
 
     def _is_connected(self, link: LinkState) -> None:
-        link.state = State.OPEN
+        link.state = OPEN
         link.address = None
         self._set_nodelay(link)
         self._connected += 1

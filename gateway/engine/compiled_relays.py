@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 from gateway.engine.epoll_relays import EpollRelays
 from gateway.engine.link_state import LinkState
 from gateway.engine.relay_driver import set_user_timeout, undelivered
-from gateway.events import Cause, Closed, LegCounts, Link, RelayEnded, RelayRules, Side
+from gateway.events import (
+    CLIENT,
+    UPSTREAM,
+    Cause,
+    Closed,
+    LegCounts,
+    Link,
+    RelayEnded,
+    RelayRules,
+)
 
 if TYPE_CHECKING:
     from gateway.engine.core import SocketEngine
@@ -51,7 +60,7 @@ class CompiledRelays:
         links = (client, upstream)
         bytes_first = [
             (side, data)
-            for side in Side
+            for side in (CLIENT, UPSTREAM)
             for data in (early[side], *undelivered(links[side]))
             if data
         ]

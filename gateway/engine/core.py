@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING
 from gateway.engine import contract
 from gateway.engine.arrivals import CONNECT_TIMER, Arrivals
 from gateway.engine.contract import QUEUE_HIGH, QUEUE_MAX, READ_MAX, Stats
-from gateway.engine.link_state import Endpoint, LinkState, ListenerState, State
+from gateway.engine.link_state import (
+    CLOSING,
+    CONNECTING,
+    DEAD,
+    OPEN,
+    Endpoint,
+    LinkState,
+    ListenerState,
+)
 from gateway.engine.reactor import Poller, TimerOwner
 from gateway.engine.relay_driver import RelayDriver, RelayFactory
 from gateway.errors import Fault, fault_of
@@ -71,7 +79,7 @@ class SocketEngine(Arrivals):
         """See contract.Engine.read."""
         state = self._living(link)
         if state is not None and not state.reading:
-            assert state.state is State.OPEN
+            assert state.state is OPEN
             state.reading = True
             self.touch(state)
 
@@ -110,7 +118,7 @@ class SocketEngine(Arrivals):
         state = self._living(link)
         if state is None or state.fault is not None or not data:
             return
-        assert state.state is State.OPEN and not state.finishing
+        assert state.state is OPEN and not state.finishing
         if state.queue is None:
             if not state.blocked:
                 try:
@@ -135,7 +143,7 @@ class SocketEngine(Arrivals):
         """See contract.Engine.finish."""
         state = self._living(link)
         if state is not None and state.fault is None:
-            assert state.state is State.OPEN
+            assert state.state is OPEN
             state.finishing = True
             self._flush(state)
 
@@ -148,7 +156,7 @@ class SocketEngine(Arrivals):
         except OSError as error:
             self._send_failed(link, fault_of(error.errno or 0))
             return
-        if link.state is State.CLOSING:
+        if link.state is CLOSING:
             if link.queue is None:
                 self._end_close(link)
         elif link.clogged and link.queued <= QUEUE_HIGH // 2:
@@ -157,7 +165,7 @@ class SocketEngine(Arrivals):
 
     def _send_failed(self, link: LinkState, fault: Fault) -> None:
         """Nothing leaves any more. What came before is still read: an answer, before the RST."""
-        if link.state is State.CLOSING:
+        if link.state is CLOSING:
             self._end_close(link)
         elif link.reading and not link.finished and fault is Fault.RESET:
             link.fault = fault
@@ -211,7 +219,7 @@ class SocketEngine(Arrivals):
         if state.queue is None:
             self._end_close(state)
             return
-        state.state = State.CLOSING
+        state.state = CLOSING
         state.reading = False
         state.timer = self.timers.add(self.now() + contract.CLOSE_LIMIT, state, _CLOSE)
         self.touch(state)
@@ -244,11 +252,11 @@ class SocketEngine(Arrivals):
 
     def bury(self, link: LinkState, *, abort: bool = False) -> None:
         """Close the descriptor, drop what the link owns; its `Closed` is the caller's to post."""
-        if link.state is State.DEAD:
+        if link.state is DEAD:
             return
         self.release(link, abort=abort)
         self._clear_timers(link)
-        link.state = State.DEAD
+        link.state = DEAD
         link.drop_queue()
         self._closed += 1
 
@@ -270,8 +278,8 @@ class SocketEngine(Arrivals):
             return
         for link in (one, two):
             assert link.relay is None and not link.finishing
-            assert link.state is not State.CONNECTING
-            if link.state is State.CLOSING or (link.state is State.DEAD and link.fault is None):
+            assert link.state is not CONNECTING
+            if link.state is CLOSING or (link.state is DEAD and link.fault is None):
                 return                              # closed by order: its `Closed` is on its way
         if self.compiled is not None and one.is_plain and two.is_plain:
             self.compiled.begin(one, two, rules, (from_client, from_upstream))
@@ -314,10 +322,10 @@ class SocketEngine(Arrivals):
         for number in (client, upstream):
             link = self._links.get(number)
             if link is None:
-                link = self._links[number] = LinkState(number, State.DEAD)
+                link = self._links[number] = LinkState(number, DEAD)
             else:
                 self._clear_timers(link)
-                link.state = State.DEAD
+                link.state = DEAD
         self._closed += 2
         self.freed()
         self.post(self._links[client], *batch)
@@ -328,8 +336,8 @@ class SocketEngine(Arrivals):
         """See contract.Engine.set_timer."""
         state = self._links.get(link)
         if state is None and self._is_compiled(link):
-            state = self._links[link] = LinkState(link, State.OPEN)
-        if state is None or state.state in (State.CLOSING, State.DEAD):
+            state = self._links[link] = LinkState(link, OPEN)
+        if state is None or state.state in (CLOSING, DEAD):
             return
         if state.timers is not None or state.news:
             self.clear_timer(link, name)
@@ -378,7 +386,7 @@ class SocketEngine(Arrivals):
             self.touch(owner)
         if owner.relay is not None:
             owner.relay.on_ready(owner, mask)
-        elif owner.state is State.CONNECTING:
+        elif owner.state is CONNECTING:
             self._connect_ready(owner)
         else:
             self._link_ready(owner, mask)
@@ -389,7 +397,7 @@ class SocketEngine(Arrivals):
                 self._receive(link)
         elif mask & select.EPOLLERR:
             fault = self.error_of(link)
-            if link.state is State.CLOSING:
+            if link.state is CLOSING:
                 self._end_close(link)
             elif fault is not None:
                 self._lose(link, fault)
@@ -413,7 +421,7 @@ class SocketEngine(Arrivals):
         elif isinstance(owner, ListenerState):
             owner.timer = None
             self._accept(owner)
-        elif owner.state is State.DEAD:
+        elif owner.state is DEAD:
             pass                                    # another timer of this turn ended it
         elif name == CONNECT_TIMER:
             self._retry_connect(owner)
@@ -468,7 +476,7 @@ class SocketEngine(Arrivals):
         """The link, unless it is gone or (but for `closing`) ordered to go."""
         state, compiled = self._links.get(link), self.compiled
         assert compiled is None or link not in compiled.slots, "a verb on a relayed link is a bug"
-        if state is None or state.state is State.DEAD:
+        if state is None or state.state is DEAD:
             return None
         assert state.relay is None, "this verb on a relayed link is a bug"
-        return None if state.state is State.CLOSING and not closing else state
+        return None if state.state is CLOSING and not closing else state

@@ -10,7 +10,7 @@ import enum
 import select
 import socket
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.engine.timers import Timer
 from gateway.errors import Fault
@@ -32,24 +32,34 @@ class State(enum.Enum):
     DEAD = enum.auto()
 
 
+# Up to Python 3.11 `State.OPEN` takes ten times as long as a name of its own: the class of an enum
+# has a `__getattr__` there. Each verb asks for some.
+CONNECTING: Final = State.CONNECTING
+OPEN: Final = State.OPEN
+CLOSING: Final = State.CLOSING
+DEAD: Final = State.DEAD
+
+
 class Endpoint:
     """What links and listeners share: a descriptor that is watched, and news to deliver."""
 
-    __slots__ = ("fd", "mask", "news", "number", "sock", "timer", "touched")
+    __slots__ = ("fd", "is_unix", "mask", "news", "number", "sock", "timer", "touched")
 
     def __init__(self, number: int):
         self.number = number
         self.sock: socket.socket | None = None
         self.fd = -1
+        self.is_unix = False
         self.mask = UNWATCHED                       # what the poller was told
         self.touched = False                        # what it is to be told may be another
         self.news: list[list[Event]] | None = None  # a list while the engine's queue names us
         self.timer: Timer[TimerOwner] | None = None    # the engine's own
 
-    def attach(self, sock: socket.socket) -> None:
-        """This is the socket."""
+    def attach(self, sock: socket.socket, *, is_unix: bool) -> None:
+        """This is the socket. (`sock.family` makes an enum of a number at each look.)"""
         self.sock = sock
         self.fd = sock.fileno()
+        self.is_unix = is_unix
 
     def forget_news(self) -> None:
         """Take back what was not delivered."""
@@ -68,7 +78,7 @@ class ListenerState(Endpoint):
 
     def __init__(self, number: int, sock: socket.socket):
         super().__init__(number)
-        self.attach(sock)
+        self.attach(sock, is_unix=sock.family == socket.AF_UNIX)
         self.paused = False
         self.local: Address | None = None           # None: bound to all addresses
 
@@ -89,7 +99,6 @@ class LinkState(Endpoint):
         "finished",
         "finishing",
         "hung",
-        "is_unix",
         "queue",
         "queued",
         "reading",
@@ -102,7 +111,6 @@ class LinkState(Endpoint):
     def __init__(self, number: int, state: State):
         super().__init__(number)
         self.state = state
-        self.is_unix = False
         self.address: Address | None = None         # while connecting
         self.reading = False
         self.finished = False                       # FIN came
@@ -117,16 +125,11 @@ class LinkState(Endpoint):
         self.timers: dict[str, Timer[TimerOwner]] | None = None
         self.relay: RelayDriver | None = None
 
-    def attach(self, sock: socket.socket) -> None:
-        """This is the socket."""
-        super().attach(sock)
-        self.is_unix = sock.family == socket.AF_UNIX
-
     @property
     def is_plain(self) -> bool:
         """Alive, and a socket of the kernel's: the compiled driver may have it."""
         return (
-            self.state is State.OPEN and self.fault is None and type(self.sock) is socket.socket
+            self.state is OPEN and self.fault is None and type(self.sock) is socket.socket
         )
 
     def drop_queue(self) -> None:
@@ -136,7 +139,7 @@ class LinkState(Endpoint):
 
     def wanted(self) -> int:
         """The mask that the poller is to have. 0 still tells of RST."""
-        if self.state is State.CONNECTING:
+        if self.state is CONNECTING:
             return UNWATCHED if self.timer is not None else select.EPOLLOUT
         reading = self.reading if self.relay is None else self.relay.reads(self)
         mask = select.EPOLLIN if reading and not self.finished else 0

@@ -198,7 +198,7 @@ class Reactor:
         if sock is None:
             return
         self.unwatch(owner)
-        if abort and sock.family != socket.AF_UNIX:
+        if abort and not owner.is_unix:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
         owner.sock = None
         sock.close()

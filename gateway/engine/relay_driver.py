@@ -20,7 +20,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gateway.engine.link_state import LinkState, State
+from gateway.engine.link_state import DEAD, LinkState
 from gateway.engine.timers import Timer
 from gateway.errors import Fault, fault_of
 from gateway.events import (
@@ -280,6 +280,6 @@ def undelivered(link: LinkState) -> list[bytes]:
             kept.append(batch)
     if link.news:
         link.news[:] = kept
-    if link.state is State.DEAD:
+    if link.state is DEAD:
         link.finished = False                       # its loss is told instead
     return data

@@ -12,6 +12,7 @@ from gateway.errors import Fault
 from gateway.events import Cause, LegCounts, Side
 
 CAUSES = [None, *Cause]         # by their numbers in codes.pxd
+SIDES = list(Side)
 FAULTS = list(Fault)            # by their numbers from D_FAULT
 
 
@@ -61,7 +62,7 @@ cdef tuple outcome_of(const Relay *relay):
     """Cause, side and detail, as `RelayEnded` has them."""
     cdef char text[160]
     cause = CAUSES[relay.cause]
-    side = None if relay.side == NO_SIDE else Side(relay.side)
+    side = None if relay.side == NO_SIDE else SIDES[relay.side]
     if relay.detail >= D_FAULT:
         return cause, side, FAULTS[relay.detail - D_FAULT].value
     if relay.detail == D_BY_ORDER:

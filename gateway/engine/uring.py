@@ -196,7 +196,7 @@ class _Bell(Endpoint):
 
     def __init__(self, sock: socket.socket):
         super().__init__(0)
-        self.attach(sock)
+        self.attach(sock, is_unix=True)
         self.mask = select.EPOLLIN
 
     def wanted(self) -> int:

@@ -11,10 +11,18 @@ Laws of this file:
 
 from gateway import events
 from gateway.errors import Blame, Fault, UpstreamError
-from gateway.events import Event, Side
+from gateway.events import CLIENT, UPSTREAM, Event
 from gateway.protocol import forwarding, http1, websocket
 from gateway.protocol.desk import hash_key
-from gateway.protocol.life import RETRY_AFTER, TOO_SLOW, Life, State
+from gateway.protocol.life import (
+    ASKING,
+    CONNECTING,
+    PASSING,
+    RELAYING,
+    RETRY_AFTER,
+    TOO_SLOW,
+    Life,
+)
 from gateway.protocol.pass_on import PassOn
 from gateway.routing import rewrite_target
 from gateway.table import EndpointEntry
@@ -58,8 +66,8 @@ class Asking(Life):
         self.endpoint = endpoint
         self.upstream_open = True
         self.note(endpoint=endpoint.name)
-        if self.state is not State.CONNECTING:
-            self.enter(State.CONNECTING)
+        if self.state is not CONNECTING:
+            self.enter(CONNECTING)
         self.order(events.Connect(endpoint.address))
         self.order(events.SetTimer("connect", self.now + route.connect_timeout))
 
@@ -77,7 +85,7 @@ class Asking(Life):
     def on_connect_timed_out(self, event: events.TimedOut) -> None:
         """connect_timeout: as above, and the attempt is given up."""
         assert event.name == "connect", event.name
-        self.order(events.Reset(Side.UPSTREAM))
+        self.order(events.Reset(UPSTREAM))
         self.upstream_open = False
         self._give_up_endpoint(Fault.TIMED_OUT, "connect: connect_timeout", 504)
 
@@ -124,10 +132,10 @@ class Asking(Life):
             peer=self.peer,
             trusted=self.desk.table.gateway.trusted_proxies,
         )
-        self.order(events.Send(Side.UPSTREAM, asked))
-        self.order(events.Read(Side.UPSTREAM))
+        self.order(events.Send(UPSTREAM, asked))
+        self.order(events.Read(UPSTREAM))
         self.order(events.SetTimer("answer", self.now + route.answer_timeout))
-        self.enter(State.ASKING)
+        self.enter(ASKING)
 
     def on_early_received(self, event: events.Received) -> None:
         """The client does not wait for the answer: its bytes wait for the relay."""
@@ -140,7 +148,7 @@ class Asking(Life):
         """What waits is bounded; the engine may still give what it has read in this turn."""
         assert self.request is not None
         if len(self.request.early) >= EARLY_MAX:
-            self.order(events.Hold(Side.CLIENT))
+            self.order(events.Hold(CLIENT))
 
     def on_client_left(self, event: Event) -> None:
         """FIN or RST of the client before the answer ends the attempt."""
@@ -211,11 +219,11 @@ class Asking(Life):
         assert request.match is not None
         assert request.upstream is not None
         self.order(events.ClearTimer("answer"))
-        self.order(events.Send(Side.CLIENT, answer))
+        self.order(events.Send(CLIENT, answer))
         raw = request.upstream.scheme == "tcp"
         rules = self.desk.rules_of(request.match.route, raw=raw, deflate=deflate)
         self.order(events.Relay(rules, bytes(request.early), rest))
-        self.enter(State.RELAYING)
+        self.enter(RELAYING)
         self.note(status=101, subprotocol=subprotocol)
         self.request = self.reader = self.accepted = None
 
@@ -226,7 +234,7 @@ class Asking(Life):
         assert request is not None
         passing = request.passing = PassOn(answer)
         data = passing.feed(answer.rest)
-        self.enter(State.PASSING)
+        self.enter(PASSING)
         self.note(status=answer.status)
         if self.clogged:                         # by answers to requests before this one
             self.on_pass_clogged(None)
@@ -259,7 +267,7 @@ class Asking(Life):
         assert request.passing is not None
         assert request.match is not None
         if data:
-            self.order(events.Send(Side.CLIENT, data))
+            self.order(events.Send(CLIENT, data))
         if not request.passing.done:
             if not self.clogged:                 # else it is not the upstream that we wait for
                 at = self.now + request.match.route.answer_timeout
@@ -272,7 +280,7 @@ class Asking(Life):
     def on_pass_clogged(self, event: Event | None) -> None:
         """The client is slow: the upstream waits, within write_timeout."""
         self.clogged = True
-        self.order(events.Hold(Side.UPSTREAM))
+        self.order(events.Hold(UPSTREAM))
         self.order(events.ClearTimer("answer"))
         if self.write_time:
             self.order(events.SetTimer("write", self.now + self.write_time))
@@ -283,7 +291,7 @@ class Asking(Life):
         assert self.request.match is not None
         self.clogged = False
         self.order(events.ClearTimer("write"))
-        self.order(events.Read(Side.UPSTREAM))
+        self.order(events.Read(UPSTREAM))
         at = self.now + self.request.match.route.answer_timeout
         self.order(events.SetTimer("answer", at))
 

@@ -11,10 +11,11 @@ transitions. Laws of this file:
 
 import enum
 from sys import intern
+from typing import Final
 
 from gateway import events
 from gateway.errors import Blame, ClientError
-from gateway.events import Accepted, AccessRecord, Command, Event, Side
+from gateway.events import CLIENT, UPSTREAM, Accepted, AccessRecord, Command, Event
 from gateway.protocol import http1, websocket
 from gateway.protocol.desk import Desk
 from gateway.protocol.exchange import Exchange, ExchangeState
@@ -48,6 +49,18 @@ class State(enum.Enum):
 
     __hash__ = object.__hash__  # Enum's own is slow; the table of transitions is looked up often
 
+
+# Names of their own: up to Python 3.11 `State.HEAD` takes ten times as long (see events.CLIENT).
+HEAD: Final = State.HEAD
+EXCHANGE: Final = State.EXCHANGE
+WAITING: Final = State.WAITING
+CONNECTING: Final = State.CONNECTING
+ASKING: Final = State.ASKING
+PASSING: Final = State.PASSING
+RELAYING: Final = State.RELAYING
+LINGERING: Final = State.LINGERING
+CLOSING: Final = State.CLOSING
+OVER: Final = State.OVER
 
 STATE_NAMES = {state: state.value for state in State}   # `.value` is slow, too
 
@@ -111,7 +124,7 @@ class Life:
     )
 
     def __init__(self, *, number: str, accepted: Accepted, listener: Listener, desk: Desk):
-        self.state = State.HEAD
+        self.state = HEAD
         self.number = number
         self.accepted: Accepted | None = accepted
         self.listener = listener
@@ -219,17 +232,17 @@ class Life:
         head = self.request.head if self.request is not None else None
         self.drop_upstream()
         if head is None or websocket.is_upgrade(head):
-            self.order(events.Send(Side.CLIENT, http1.build_response(status, fields, body)))
+            self.order(events.Send(CLIENT, http1.build_response(status, fields, body)))
             self.write_record(status=status, blame=blame, detail=detail)
             self.linger()
             return
         close = self.desk.draining
         exchange = self.exchange = Exchange(head)
-        self.order(events.Send(Side.CLIENT, exchange.respond(status, fields, body, close=close)))
+        self.order(events.Send(CLIENT, exchange.respond(status, fields, body, close=close)))
         self.write_record(status=status, blame=blame, detail=detail)
-        self.enter(State.EXCHANGE)
+        self.enter(EXCHANGE)
         self.look_at_exchange()
-        if self.state is State.EXCHANGE:         # content is to come, within the head's time
+        if self.state is EXCHANGE:         # content is to come, within the head's time
             self.order(events.SetTimer("head", self.now + self.listener.head_timeout))
 
     def on_exchange_received(self, event: events.Received) -> None:
@@ -249,12 +262,12 @@ class Life:
         if exchange.state is ExchangeState.DONE_CLOSE:
             self.linger()
             return
-        self.enter(State.HEAD)
+        self.enter(HEAD)
         self.reader = http1.RequestReader(self.listener.max_head)
         self.rest = exchange.rest
         if self.rest:
             # One request a turn: what is queued by then holds the next ones (`Clogged`).
-            self.order(events.Hold(Side.CLIENT))
+            self.order(events.Hold(CLIENT))
             self.order(events.SetTimer("next", self.now))
         else:
             self.await_request()
@@ -290,10 +303,10 @@ class Life:
             return
         for name in ("head", "turn", "connect", "answer", "idle", "next", "write"):
             self.order(events.ClearTimer(name))
-        self.order(events.Finish(Side.CLIENT))
-        self.order(events.Read(Side.CLIENT))
+        self.order(events.Finish(CLIENT))
+        self.order(events.Read(CLIENT))
         self.order(events.SetTimer("linger", self.now + self.linger_time))
-        self.enter(State.LINGERING)
+        self.enter(LINGERING)
 
     def on_linger_over(self, event: Event) -> None:
         """FIN, or the time is up: nothing more will come that matters."""
@@ -304,21 +317,21 @@ class Life:
         self.write_record(blame=Blame.GATEWAY if detail else None, detail=detail)
         self.drop_upstream()
         self.release()
-        self.order(events.Close(Side.CLIENT))
-        self.enter(State.CLOSING)
+        self.order(events.Close(CLIENT))
+        self.enter(CLOSING)
 
     def abort(self, detail: str, blame: Blame) -> None:
         """Reset both sides: what was under way must not look whole."""
         self.write_record(blame=blame, detail=detail)
         self.drop_upstream()
         self.release()
-        self.order(events.Reset(Side.CLIENT))
-        self.enter(State.CLOSING)
+        self.order(events.Reset(CLIENT))
+        self.enter(CLOSING)
 
     def drop_upstream(self) -> None:
         """Forget the upstream's link, if there is one."""
-        if self.upstream_open and self.state is not State.RELAYING:
-            self.order(events.Reset(Side.UPSTREAM))
+        if self.upstream_open and self.state is not RELAYING:
+            self.order(events.Reset(UPSTREAM))
         self.upstream_open = False
         self.release()
 
@@ -333,12 +346,12 @@ class Life:
 
     def on_client_closed(self, event: events.Closed) -> None:
         """The client's link is gone, whatever the state: nothing more can be said to it."""
-        if self.state not in (State.CLOSING, State.LINGERING):
+        if self.state not in (CLOSING, LINGERING):
             fault = event.fault.value if event.fault else "closed"
             self.write_record(blame=Blame.CLIENT, detail=f"the client was lost: {fault}")
         self.drop_upstream()
         self.exchange = self.request = self.reader = None
-        self.state = State.OVER
+        self.state = OVER
 
 
 def shown(address: events.Address) -> str:

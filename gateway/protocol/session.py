@@ -15,14 +15,24 @@ from typing import NamedTuple
 
 from gateway import events
 from gateway.errors import Blame, ClientError
-from gateway.events import Cause, Command, Event, RelayEnded, Side
+from gateway.events import CLIENT, UPSTREAM, Cause, Command, Event, RelayEnded, Side
 from gateway.protocol import forwarding, http1, websocket
 from gateway.protocol.asking import Asking
 from gateway.protocol.life import (
+    ASKING,
+    CLOSING,
+    CONNECTING,
+    EXCHANGE,
+    HEAD,
     LATER_MAX,
     LINGER,
+    LINGERING,
+    OVER,
+    PASSING,
+    RELAYING,
     RETRY_AFTER,
     TOO_SLOW,
+    WAITING,
     WRITE,
     RequestInHand,
     State,
@@ -47,19 +57,19 @@ class Session(Asking):
     @property
     def over(self) -> bool:
         """Both links are gone and all is recorded: forget it."""
-        return self.state is State.OVER
+        return self.state is OVER
 
     @property
     def is_busy(self) -> bool:
         """Something would be lost if it were cut now; not so between two exchanges, or behind the
         last word."""
-        if self.state is State.HEAD:
+        if self.state is HEAD:
             return bool(self.rest) or (self.reader is not None and not self.reader.is_empty)
-        return self.state not in (State.LINGERING, State.CLOSING, State.OVER)
+        return self.state not in (LINGERING, CLOSING, OVER)
 
     def start(self) -> list[Command]:
         """The first commands."""
-        self.order(events.Read(Side.CLIENT))
+        self.order(events.Read(CLIENT))
         self.order(events.SetTimer("head", self.now + self.listener.head_timeout))
         return self.take()
 
@@ -164,12 +174,12 @@ class Session(Asking):
     def _read_next(self, event: Event) -> None:
         """The next of the requests in hand."""
         rest, self.rest = self.rest, b""
-        self.order(events.Read(Side.CLIENT))
+        self.order(events.Read(CLIENT))
         if not self._read_head(rest):
             self.await_request()
-        if self.finished and not self.rest and self.state is not State.CLOSING:
+        if self.finished and not self.rest and self.state is not CLOSING:
             # The client's FIN came behind these bytes, and counts wherever they led to.
-            TRANSITIONS[self.state, Side.CLIENT, events.Finished].handler(self, event)
+            TRANSITIONS[self.state, CLIENT, events.Finished].handler(self, event)
 
     def _judge(self, head: http1.Request) -> None:
         """A whole head: the first rule that applies decides (the order is issue and RFC)."""
@@ -204,7 +214,7 @@ class Session(Asking):
         head.rest = b""
         self.bound_early()
         if turn > self.now:
-            self.enter(State.WAITING)
+            self.enter(WAITING)
             self.order(events.SetTimer("turn", turn))
         else:
             self.connect_next()
@@ -271,7 +281,7 @@ class Session(Asking):
         """The client does not take our answers: it may not ask for more of them. Where the route
         has no write_timeout it is given no more time than between two requests."""
         self.clogged = True
-        self.order(events.Hold(Side.CLIENT))
+        self.order(events.Hold(CLIENT))
         seconds = self.write_time or self.listener.keepalive_timeout
         self.order(events.SetTimer("write", self.now + seconds))
 
@@ -282,7 +292,7 @@ class Session(Asking):
         if self.rest:
             self.order(events.SetTimer("next", self.now))
         else:
-            self.order(events.Read(Side.CLIENT))
+            self.order(events.Read(CLIENT))
 
     def on_clogged_early(self, event: Event) -> None:
         """By answers to earlier requests; it counts where an answer is passed on."""
@@ -304,7 +314,7 @@ class Session(Asking):
         )
         self.upstream_open = False
         self.release()
-        self.enter(State.CLOSING)                # both links are closed in this batch
+        self.enter(CLOSING)                # both links are closed in this batch
 
     def on_nothing(self, event: Event) -> None:
         """Harmless here."""
@@ -337,7 +347,7 @@ class Session(Asking):
     def on_kill_unanswered(self) -> None:
         """The client is told, but its end is not waited for."""
         self.on_drain_unanswered()
-        if self.state is State.LINGERING:
+        if self.state is LINGERING:
             self.close("")
 
     def on_kill_answered(self) -> None:
@@ -368,11 +378,7 @@ def _way(handler: Callable[..., None], *to: State) -> Way:
     return Way(handler, to)
 
 
-_C, _U = Side.CLIENT, Side.UPSTREAM
-HEAD, EXCHANGE, WAITING = State.HEAD, State.EXCHANGE, State.WAITING
-CONNECTING = State.CONNECTING
-ASKING, PASSING, RELAYING = State.ASKING, State.PASSING, State.RELAYING
-LINGERING, CLOSING, OVER = State.LINGERING, State.CLOSING, State.OVER
+_C, _U = CLIENT, UPSTREAM
 
 # Every pair of a state and an event that may be. The timers of a state are told apart by name in
 # its handler.
