@@ -251,9 +251,11 @@ class Command:
 
 @_word()
 class Connect(Command):
-    """Open the upstream link. A `builtin` address is served in this process."""
+    """Open the upstream link, from this IP address of ours if one is said. A `builtin` address is
+    served in this process."""
 
     address: Address
+    source: str = ""
 
 
 @_word()

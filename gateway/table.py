@@ -66,6 +66,7 @@ class Upstream:
     path: str = ""                       # "" or "/": the client's own path
     balance: str = "least-connections"   # round-robin | least-connections | random-two | hash
     hash_on: str = "address"             # or path:NAME | query:NAME | header:NAME | cookie:NAME
+    source_addresses: tuple[str, ...] = ()  # IP literals of ours to connect from; (): any
     resolve: float = 30.0                # from one look-up of its names to the next
 
     @property

@@ -164,6 +164,13 @@ class Pool:
         self._random = random
         self._elsewhere = elsewhere
         self._looked_at = -REFRESH      # when the other workers were looked at
+        addresses = upstream.source_addresses
+        self._sources = {                # of IPv6, or not
+            is_v6: tuple(one for one in addresses if (":" in one) is is_v6)
+            for is_v6 in (False, True)
+        }
+        # So that workers which start together do not go round in step.
+        self._source_turn = random.randrange(len(addresses)) if addresses else 0
         balances: dict[str, Callable[[list[Endpoint]], Endpoint] | None] = {
             "round-robin": self._round_robin,
             "least-connections": self._least_connections,
@@ -215,6 +222,15 @@ class Pool:
             for endpoint in self.endpoints:
                 endpoint.look()
         return self._balance(choice)
+
+    def source(self, endpoint: Endpoint) -> str:
+        """Our address to connect to it from, one of its family after another; "" for any."""
+        address = endpoint.address
+        sources = () if address.is_unix else self._sources[":" in address.host]
+        if not sources:
+            return ""
+        self._source_turn += 1
+        return sources[self._source_turn % len(sources)]
 
     def _round_robin(self, choice: list[Endpoint]) -> Endpoint:
         """Smooth weighted round-robin: weights 5, 1, 1 give a a b a c a a, not five a in a row.

@@ -199,6 +199,24 @@ def network(value: object, place: str) -> Network:
         raise TableError(place, quoted(text), expected, remedy) from None
 
 
+def source_address(value: object, place: str) -> str:
+    """One entry of `source_addresses`: an address that one machine has, in its usual form."""
+    expected = 'an IP address of this machine such as "10.0.0.7" or "fd00::7"'
+    text = string(value, place, expected)
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        remedy = "names are not resolved here, write an IP address"
+        if _ip_literal(text) or _ip_literal(text.rpartition(":")[0]):
+            remedy = "write the address alone, without brackets and port"
+        raise TableError(place, quoted(text), expected, remedy) from None
+    if address.is_unspecified or address.is_multicast:
+        raise TableError(place, quoted(text), expected, "leave the key out to connect from any")
+    if getattr(address, "scope_id", None):
+        raise TableError(place, quoted(text), expected, "write one that needs no zone")
+    return str(address)
+
+
 def send_host(value: object, place: str) -> str:
     """What Host the upstream sees: "upstream" for the URL's, or this value itself."""
     expected = '"upstream", or a host such as "app.internal:9000"'

@@ -140,6 +140,8 @@ def _upstream(upstream: Upstream) -> list[str]:
     ]
     if upstream.balance == "hash":
         lines.append(f"hash_on = {toml_string(upstream.hash_on)}")
+    if upstream.source_addresses:
+        lines.append(f"source_addresses = {_list(upstream.source_addresses)}")
     return lines
 
 

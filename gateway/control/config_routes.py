@@ -69,10 +69,14 @@ def build_upstream(
     where = place.key("endpoints")
     urls = [_in_folder(one.url, folder, where, mistakes) for one in endpoints]
     _check_endpoints(endpoints, where, mistakes)
+    if "source_addresses" in values and not any(url.host for url in urls):
+        mistakes.add(place.key("source_addresses"), "the key with endpoints that have no address",
+                   "it with IP addresses and names alone", "remove it")
     if len(mistakes) > before:
         return None
+    sources: tuple[str, ...] = values.get("source_addresses", ())
     return _upstream(name, urls, [one.weight for one in endpoints], balance,
-                     values.get("hash_on", "address"))
+                     values.get("hash_on", "address"), sources)
 
 
 def _check_endpoints(endpoints: tuple[Endpoint, ...], place: Place, mistakes: Mistakes) -> None:
@@ -246,7 +250,7 @@ def check_reachable(routes: list[Route], files: Mapping[str, int], mistakes: Mis
 
 def _upstream(
     name: str, urls: list[Url], weights: list[int],
-    balance: str = "least-connections", hash_on: str = "address",
+    balance: str = "least-connections", hash_on: str = "address", sources: tuple[str, ...] = (),
 ) -> Upstream:
     entries = tuple(
         EndpointEntry(url=url.text, host=url.host, port=url.port, unix=url.unix, weight=weight)
@@ -254,7 +258,7 @@ def _upstream(
     )
     first = urls[0]
     return Upstream(name=name, scheme=first.scheme, builtin=first.builtin, entries=entries,
-                    path=first.path, balance=balance, hash_on=hash_on)
+                    path=first.path, balance=balance, hash_on=hash_on, source_addresses=sources)
 
 
 def _in_folder(url: Url, folder: Path, place: Place, mistakes: Mistakes) -> Url:

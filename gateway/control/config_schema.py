@@ -284,8 +284,11 @@ UPSTREAM = Section(
             "round-robin", "least-connections", "random-two", "hash", usual="least-connections"
         ),
         "hash_on": _hash_on,
+        "source_addresses": values.list_of(
+            addresses.source_address, 'a list of IP addresses such as ["10.0.0.7", "10.0.0.8"]'
+        ),
     },
-    frozenset({"resolve", "source_addresses", "tls"}),
+    frozenset({"resolve", "tls"}),
 )
 
 _SECTIONS = (GATEWAY, LISTENER, ROUTE, DEFAULTS, UPSTREAM)

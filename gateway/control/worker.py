@@ -499,7 +499,7 @@ class Worker:
             assert command.address.builtin == "echo"
             self._connect_echo(party, party.client)
             return
-        party.upstream = self._engine.connect(command.address)
+        party.upstream = self._engine.connect(command.address, command.source)
         self._upstreams[party.upstream] = party
 
     def _connect_echo(self, party: _Party, client: Link) -> None:

@@ -48,6 +48,8 @@ PASSING_ERRORS = frozenset(
     )
 )
 
+IP_BIND_ADDRESS_NO_PORT = 24       # linux/in.h, for IPv6 too; the socket module has it from 3.14 on
+
 # Names of timers; see core.py.
 ACCEPT_TIMER, CONNECT_TIMER = "accept", "connect"
 
@@ -148,14 +150,17 @@ class Arrivals(Reactor):
         one, two = self._open_pair()
         return self._open(one, is_unix=True).number, self._open(two, is_unix=True).number
 
-    def connect(self, address: Address) -> Link:
+    def connect(self, address: Address, source: str = "") -> Link:
         """See contract.Engine.connect."""
         assert not address.builtin
+        assert not source or not address.is_unix
         link = LinkState(self._number(), CONNECTING)
         link.address = address
         self._links[link.number] = link
         try:
             link.attach(self._open_socket(family_of(address)), is_unix=address.is_unix)
+            if source:
+                self._bind(link, source)
             self._try_connect(link)
         except OSError as error:
             self._connect_failed(link, fault_of(error.errno or 0))
@@ -174,6 +179,14 @@ class Arrivals(Reactor):
         self._links[link.number] = link
         self.touch(link)
         return link
+
+    def _bind(self, link: LinkState, source: str) -> None:
+        """Connect from this address; raises OSError. That bind(2) gives no port (Linux 4.2) is the
+        point: else it would take one that nobody has toward anywhere, and 28,000 were all that one
+        address could have, over all upstreams. connect(2) takes one that is free toward its own."""
+        assert link.sock is not None
+        link.sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        link.sock.bind((source, 0))
 
     def _try_connect(self, link: LinkState) -> None:
         """connect(2), first or again; raises OSError."""

@@ -99,10 +99,11 @@ class Engine(Protocol):
         """Two links, open at once, each the far end of the other (a socketpair). Raises OSError
         when no descriptor is free."""
 
-    def connect(self, address: Address) -> Link:
-        """Begin to connect. Answered by `Connected`, or `ConnectFailed` and then `Closed`. There
-        is no time limit in here: set a timer and `reset`. A Unix socket with a full backlog is
-        tried again until then."""
+    def connect(self, address: Address, source: str = "") -> Link:
+        """Begin to connect, from `source`, an IP address of this machine and of the family, if
+        one is said; the port is any that is free toward `address`. Answered by `Connected`, or
+        `ConnectFailed` and then `Closed`. There is no time limit in here: set a timer and `reset`.
+        A Unix socket with a full backlog is tried again until then."""
 
     def read(self, link: Link) -> None:
         """Deliver what arrives: `Received`, then `Finished`. Repeating it is harmless."""

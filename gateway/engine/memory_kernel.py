@@ -64,10 +64,17 @@ class SimSocket(End):
         number, self.error = self.error, 0
         return number
 
+    def bind(self, address: tuple[str, int]) -> None:
+        """This is its host; the port comes with `connect_ex`."""
+        if address[0] not in self.network.hosts:
+            raise OSError(errno.EADDRNOTAVAIL, "not an address of this machine")
+        self.local = address
+
     def connect_ex(self, target: Target) -> int:
         """As connect(2)."""
         if self.family != socket.AF_UNIX:
-            self.local = (LOCALHOST, self.network.port())
+            assert isinstance(self.local, tuple)
+            self.local = (self.local[0], self.network.port())
         return self.network.connect(self, target)
 
     def recv_into(self, buffer: memoryview) -> int:

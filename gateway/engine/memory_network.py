@@ -47,7 +47,8 @@ class Network:
     """The clock, the wire, and who listens where. All randomness comes from `random`.
 
     `descriptors_max` bounds what the engine may have open; `accept_errors` are errnos that the
-    next calls of accept(2) fail with; `weather` may be changed at any time.
+    next calls of accept(2) fail with; `hosts` are the machine's own addresses; `weather` may be
+    changed at any time.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Network:
         self.weather = weather or Weather()
         self.descriptors_max = descriptors_max
         self.accept_errors: deque[int] = deque()
+        self.hosts = {"127.0.0.1", "127.0.0.2", "::1"}
         self._agenda: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = 0
         self._sockets: dict[int, SimSocket | SimListener | None] = {}

@@ -68,7 +68,7 @@ class Asking(Life):
         self.note(endpoint=endpoint.name)
         if self.state is not CONNECTING:
             self.enter(CONNECTING)
-        self.order(events.Connect(endpoint.address))
+        self.order(events.Connect(endpoint.address, pool.source(endpoint)))
         self.order(events.SetTimer("connect", self.now + route.connect_timeout))
 
     def on_connect_failed(self, event: events.ConnectFailed) -> None:

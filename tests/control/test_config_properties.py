@@ -84,6 +84,7 @@ balance = "hash"
 hash_on = "cookie:Sid"
 [upstream.bytes]
 endpoints = ["tcp://h:1", { url = "tcp+unix:d.sock", weight = 0 }]
+source_addresses = ["10.0.0.7", "fd00:0::7"]
 balance = "random-two"
 """
 

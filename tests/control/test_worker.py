@@ -80,9 +80,10 @@ class ScriptedEngine:
         self.calls.append(("pair", *made))
         return made
 
-    def connect(self, address: Address) -> Link:
+    def connect(self, address: Address, source: str = "") -> Link:
         link = self._new()
-        self.calls.append(("connect", link, address))
+        self.calls.append(("connect", link, address, source) if source else
+                          ("connect", link, address))
         return link
 
     def read(self, link: Link) -> None:

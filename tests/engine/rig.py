@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from gateway.engine.contract import Engine
 from gateway.engine.memory import FarEnd, MemoryEngine, Network, Weather
+from gateway.engine.memory_kernel import SimSocket
 from gateway.engine.uring import UringEngine
 from gateway.engine.uv import UvEngine
 from gateway.events import Accepted, Address, Closed, Connected, Event, Link, Received, TimedOut
@@ -213,6 +214,10 @@ class Rig:
         """A server for the engine to connect to."""
         raise NotImplementedError
 
+    def source_of(self, far: Far) -> str:
+        """The host that an upstream's far end was connected from."""
+        raise NotImplementedError
+
     def nowhere(self, *, family: str = "tcp") -> Address:
         """An address where nothing listens."""
         raise NotImplementedError
@@ -286,6 +291,11 @@ class MemoryRig(Rig):
 
         self.network.on_connect(upstream.address, came)
         return upstream
+
+    def source_of(self, far: Far) -> str:
+        """See Rig."""
+        assert isinstance(far, FarEnd) and isinstance(far.peer, SimSocket)
+        return str(far.peer.local[0])
 
     def nowhere(self, *, family: str = "tcp") -> Address:
         """See Rig."""
@@ -428,6 +438,11 @@ class SocketRig(Rig):
         upstream = Upstream(address)
         self._servers.append((sock, upstream))
         return upstream
+
+    def source_of(self, far: Far) -> str:
+        """See Rig."""
+        assert isinstance(far, SocketFar) and far.sock is not None
+        return str(far.sock.getpeername()[0])
 
     def nowhere(self, *, family: str = "tcp") -> Address:
         """See Rig. The port is bound and not listened on, so that nobody else gets it."""

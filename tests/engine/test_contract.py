@@ -525,6 +525,22 @@ class TestConnecting:
         assert rig.engine.stats().connected == 1
 
     @pytest.mark.parametrize(
+        ("family", "source"), [("tcp", "127.0.0.2"), ("tcp", "127.0.0.1"), ("tcp6", "::1")]
+    )
+    def test_from_an_address_of_ours(self, rig: Rig, family: str, source: str) -> None:
+        upstream = rig.upstream(family=family)
+        links = [rig.engine.connect(upstream.address, source) for _ in range(2)]
+        rig.until(lambda: all(rig.has(link, Connected) for link in links))
+        rig.until(lambda: len(upstream.fars) == 2)
+        assert [rig.source_of(far) for far in upstream.fars] == [source, source]
+
+    def test_from_an_address_that_is_not_ours(self, rig: Rig) -> None:
+        link = rig.engine.connect(rig.upstream().address, "192.0.2.77")
+        rig.until(rig.closed(link))
+        assert rig.kinds(link) == [ConnectFailed, Closed]
+        assert rig.of(link, ConnectFailed)[0].fault is Fault.NO_ADDRESS
+
+    @pytest.mark.parametrize(
         ("family", "fault"), [("tcp", Fault.REFUSED), ("unix", Fault.NOT_FOUND)]
     )
     def test_nobody_there(self, rig: Rig, family: str, fault: Fault) -> None:

@@ -1,5 +1,6 @@
 """The pool: shares by weight, fairness among equals, a stable hash, rest after failure."""
 
+import itertools
 import random
 from collections import Counter
 
@@ -295,3 +296,32 @@ def test_any_life_of_a_pool(
         elif action == 2 and len(live) > 1:
             live.pop(0).ended()
     assert sum(endpoint.active for endpoint in asked.endpoints) == len(live)
+
+
+# --- Where from ---------------------------------------------------------------------------------
+
+
+def test_source_addresses_take_turns_within_the_family() -> None:
+    """Of the endpoint; where there is none of it, the kernel chooses, as it does for all others."""
+    sources = ("10.0.0.7", "fd00::7", "10.0.0.8")
+    pool = Pool(Upstream(name="u", scheme="ws", source_addresses=sources), random.Random(1))
+    four, six, unix = (
+        Endpoint(EndpointEntry(url="ws://x"), address, 1)
+        for address in (Address(host="10.1.0.1", port=80), Address(host="fd00::1", port=80),
+                        Address(path="/run/app.sock"))
+    )
+    seen = [pool.source(four) for _ in range(6)]
+    assert sorted(seen) == ["10.0.0.7"] * 3 + ["10.0.0.8"] * 3
+    assert all(one != other for one, other in itertools.pairwise(seen))
+    assert {pool.source(six) for _ in range(3)} == {"fd00::7"}
+    assert pool.source(unix) == ""
+    without = Pool(Upstream(name="u", scheme="ws", source_addresses=("::1",)), random.Random(1))
+    assert without.source(four) == ""
+
+
+def test_workers_do_not_take_turns_in_step() -> None:
+    sources = tuple(f"10.0.0.{n}" for n in range(16))
+    endpoint = Endpoint(EndpointEntry(url="ws://x"), Address(host="10.1.0.1", port=80), 1)
+    upstream = Upstream(name="u", scheme="ws", source_addresses=sources)
+    firsts = {Pool(upstream, random.Random(seed)).source(endpoint) for seed in range(50)}
+    assert len(firsts) > 8

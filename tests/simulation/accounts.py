@@ -94,6 +94,7 @@ def check_times(
         if record.route:
             route = routes[record.route]
             tries = len(world.desk.pools[route.upstream].endpoints)
+            hold(spent["wait"] <= WAIT_MAX + GRAIN, "progress: a turn")
             hold(spent["connect"] <= tries * route.connect_timeout + GRAIN,
                  "progress: connect_timeout")
             hold(spent["ask"] <= route.answer_timeout + GRAIN, "progress: answer_timeout")

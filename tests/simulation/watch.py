@@ -245,9 +245,9 @@ class WatchedEngine(MemoryEngine):
         elif isinstance(event, ConnectFailed):
             hold(link in self.made, f"link {link} was never made: {event}")
 
-    def connect(self, address: Address) -> Link:
+    def connect(self, address: Address, source: str = "") -> Link:
         """See contract.Engine.connect."""
-        link = super().connect(address)
+        link = super().connect(address, source)
         self.made.add(link)
         self.socks[link] = self._links[link].sock
         return link

@@ -271,6 +271,9 @@ class World:
             max_queue=dice.choice([1024, 5000, 65536, 256 * 1024]),
             max_sessions=dice.choice([0, 0, 0, 1, 2]) if odd else 0,
             max_sessions_per_client=dice.choice([0, 0, 0, 1]) if odd else 0,
+            # Of a die of its own, so that older seeds tell the stories that they told before.
+            handshakes=random.Random(f"rate {self.seed} {name}").choice([0.0, 0.0, 0.0, 0.8, 3.0])
+            if self.mood == "wild" else 0.0,
             connect_timeout=dice.choice([0.5, 2.0]),
             answer_timeout=dice.choice([2.0, 15.0]),
             idle_timeout=0.0 if self.mood == "calm" else dice.choice([0.0, 0.0, 0.0, 6.0]),
