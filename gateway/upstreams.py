@@ -170,7 +170,7 @@ class Pool:
             for is_v6 in (False, True)
         }
         # So that workers which start together do not go round in step.
-        self._source_turn = random.randrange(len(addresses)) if addresses else 0
+        self._source_turn = self._random.randrange(len(addresses)) if addresses else 0
         balances: dict[str, Callable[[list[Endpoint]], Endpoint] | None] = {
             "round-robin": self._round_robin,
             "least-connections": self._least_connections,

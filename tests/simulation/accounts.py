@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from gateway.engine.contract import ACCEPT_RETRY, CLOSE_LIMIT
 from gateway.events import Accepted, AccessRecord, LegCounts, Side
+from gateway.governor import WAIT_MAX
 from simulation.codec import CLOSE, Answer, read_answers
 from simulation.ends import Client, RawUpstream, Upstream, is_own_ping
 from simulation.heads import accept_key
