@@ -408,14 +408,14 @@ class Report:
         self._clock = clock
         self._second = -1               # the whole second that `_second_text` tells
         self._second_text = ""
-        self._said = False              # something, since all was out
+        self.said = False               # something, since all was out
         self._output = LineStream(output, self._dropped_line)
         self._errors = LineStream(errors, self._dropped_line)
         self._told = {self._output: "", self._errors: ""}  # the trouble that was told of
 
     def access(self, record: AccessRecord) -> None:
         """One session or exchange is over."""
-        self._said = True
+        self.said = True
         fields = access_fields(record, log_query=self._log_query)
         self._output.put(self._line("access", fields))
 
@@ -435,7 +435,7 @@ class Report:
         self, level: str, message: str, fields: Mapping[str, Value],
         stream: LineStream | None = None,
     ) -> None:
-        self._said = True
+        self.said = True
         stream = stream or self._errors
         if self.style == "json":
             line = self._line("log", {"level": level, "message": message, **fields})
@@ -470,18 +470,18 @@ class Report:
     @property
     def waiting(self) -> bool:
         """True while something is left for the next `flush`."""
-        return self._said and (self._output.waiting or self._errors.waiting)
+        return self.said and (self._output.waiting or self._errors.waiting)
 
     def flush(self) -> None:
         """Write what can be written now; never waits."""
-        if self._said:
+        if self.said:
             self._output.flush()
             self._errors.flush()
             if self._output.trouble != self._told[self._output]:
                 self._tell("standard output", self._output, self._errors)
             if self._errors.trouble != self._told[self._errors]:
                 self._tell("standard error", self._errors, self._output)
-            self._said = self.waiting
+            self.said = self.waiting
 
     def _tell(self, name: str, stream: LineStream, other: LineStream) -> None:
         """Say on the other stream that lines of this one begin to be lost, or leave again."""

@@ -215,7 +215,8 @@ class Worker:
             self._tell_news(self._desk.news)
         if self._ending and not self._sessions and not self._listeners_open:
             self._stop()
-        self._flush()
+        if self._report.said:
+            self._flush()
 
     def _deliver_one(self, event: Event) -> None:
         party = self._clients.get(event.link)

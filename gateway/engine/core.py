@@ -335,15 +335,19 @@ class SocketEngine(Arrivals):
     def set_timer(self, link: Link, name: str, at: float) -> None:
         """See contract.Engine.set_timer."""
         state = self._links.get(link)
-        if state is None and self._is_compiled(link):
+        if state is None:
+            if not self._is_compiled(link):
+                return
             state = self._links[link] = LinkState(link, OPEN)
-        if state is None or state.state in (CLOSING, DEAD):
+        elif state.state is CLOSING or state.state is DEAD:
             return
-        if state.timers is not None or state.news:
+        if state.news or (state.timers is not None and name in state.timers):
             self.clear_timer(link, name)
+        timer = self.timers.add(at, state, _CALLERS + name)
         if state.timers is None:
-            state.timers = {}
-        state.timers[name] = self.timers.add(at, state, _CALLERS + name)
+            state.timers = {name: timer}
+        else:
+            state.timers[name] = timer
         self._wake_outside_turn()
 
     def clear_timer(self, link: Link, name: str) -> None:

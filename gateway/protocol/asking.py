@@ -48,7 +48,9 @@ class Asking(Life):
         route = request.match.route
         pool = request.pool
         assert pool is not None
-        key = hash_key(pool.upstream.hash_on, request.match, request.head, self.client)
+        key = b""
+        if pool.upstream.balance == "hash":
+            key = hash_key(pool.upstream.hash_on, request.match, request.head, self.client)
         endpoint = pool.pick(key, self.now, request.tried)
         if endpoint is None and failed is None:
             # Nothing will change by itself, so there is no Retry-After.

@@ -514,7 +514,12 @@ def _parse_host(values: list[bytes], version: tuple[int, int]) -> str:
 def _parse_connection(values: dict[bytes, list[bytes]]) -> frozenset[bytes]:
     """The connection options (RFC 9110 7.6.1). They name the fields that must not pass, so what
     cannot be read is refused and not passed over."""
-    options = parse_list(values.get(b"connection", []))
+    return _connection_options(b",".join(values.get(b"connection", [])))
+
+
+@lru_cache(maxsize=64)  # few are in use, and none is longer than a head
+def _connection_options(text: bytes) -> frozenset[bytes]:
+    options = parse_list([text])
     if not all(map(is_token, options)):
         raise _HeadError(400, "The Connection field is malformed.")
     return frozenset([option.lower() for option in options])

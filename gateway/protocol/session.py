@@ -187,13 +187,12 @@ class Session(Asking):
         self.client = forwarding.believed_client(
             self.peer, head, self.desk.table.gateway.trusted_proxies
         )
-        self.note(
-            client=shown(self.client),
-            method=intern(head.method.decode("ascii")),  # an idle WebSocket shares what it can
-            host=intern(head.host),
-            path=head.path,
-            query=head.query,
-        )
+        record = self.record
+        assert record is not None
+        record.client = shown(self.client)
+        record.method = intern(head.method.decode("ascii"))  # an idle WebSocket shares what it can
+        record.host = intern(head.host)
+        record.path, record.query = head.path, head.query
         try:
             match = self._find_route(request)
             assert request.upstream is not None

@@ -134,7 +134,10 @@ def check_offers(request: Request) -> None:
 def offered_subprotocols(request: Request) -> list[str]:
     """What the client offers, in its order of preference. Raises ClientError (400): "MUST be
     non-empty strings ... and MUST all be unique strings" (RFC 6455 4.1)."""
-    offers = parse_list(request.get_all(b"sec-websocket-protocol"))
+    values = request.get_all(b"sec-websocket-protocol")
+    if not values:
+        return []
+    offers = parse_list(values)
     if not all(map(is_token, offers)) or len(set(offers)) != len(offers):
         raise ClientError(400, "Sec-WebSocket-Protocol is malformed.")
     return [offer.decode("ascii") for offer in offers]
@@ -265,7 +268,10 @@ _WINDOW_BITS = re.compile(r"[89]|1[0-5]")  # RFC 7692 7.1.2: 8 to 15, without le
 
 def _upgrade_protocols(head: Head) -> list[bytes]:
     """Upgrade's elements, which are compared without case (RFC 9110 7.8)."""
-    return [protocol.lower() for protocol in parse_list(head.get_all(b"upgrade"))]
+    values = head.get_all(b"upgrade")
+    if values == [b"websocket"]:  # nearly always
+        return values
+    return [protocol.lower() for protocol in parse_list(values)]
 
 
 def _parse_extension_list(value: bytes) -> list[Extension]:
