@@ -15,6 +15,7 @@ Laws of this file:
     ├── ClientError         the client's bytes or wishes: answered with `status`
     ├── UpstreamError       the upstream's bytes or silence: answered with `status`
     ├── TableError          the operator's table: exit code 1
+    ├── StartFailed         a worker that cannot begin: exit code 1
     ├── ListenError         an address that cannot be bound: exit code 3
     └── EngineRefused       the engine the table demands cannot run: exit code 5
 """
@@ -97,6 +98,10 @@ class TableErrors(GatewayError):
         assert errors
         self.errors = errors
         super().__init__("\n".join(str(error) for error in errors))
+
+
+class StartFailed(GatewayError):
+    """A worker ended before it served; the message says how."""
 
 
 class ListenError(GatewayError):

@@ -6,11 +6,13 @@ that speaks of it, so that whoever reads the line has the socket already.
 
 Down:
 
-    {"do": "begin", "worker": index, "workers": n, "engine": name, "max_sessions": n,
-     "table": packed, "endpoints": packed, "listeners": [{"index": n, "address": packed}, ...]}
+    {"do": "begin", "worker": index, "workers": n, "engine": name, "form": name,
+     "max_sessions": n, "table": packed, "endpoints": packed,
+     "listeners": [{"index": n, "address": packed}, ...]}
                                 the first line, answered by "serving" or "refused"; the listeners
                                 are in the order of the table's, under numbers that no other has
-    {"do": "drain", "seconds": s, "cause": why}
+    {"do": "drain", "seconds": s, "cause": why, "others": bool}
+                                "others" go on accepting from the listening sockets
     {"do": "kill", "why": why}  tell the sessions, and cut them
     {"do": ..., "id": n, ...}   what is answered, by a line with the same id
 
@@ -61,6 +63,11 @@ class Lines:
 
     def __init__(self) -> None:
         self._begun: list[bytes] = []    # pieces of a line that has no end yet
+
+    @property
+    def is_empty(self) -> bool:
+        """No line is begun."""
+        return not self._begun
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are whole now."""

@@ -5,8 +5,10 @@ Laws of this file:
 - "auto" never fails because of io_uring. It is uvloop as long as the ring is not the cheaper one:
   measured, 7.9 against 8.9 microseconds for a 64 B echo (tests/bench). Why is said at start.
 - An engine that the table names runs, or nothing does.
-- Only what runs is loaded.
+- Only what runs is loaded, and only where it runs: the supervisor chooses, a worker makes.
 """
+
+from dataclasses import dataclass
 
 from gateway.engine.contract import Engine
 from gateway.errors import EngineRefused
@@ -17,8 +19,17 @@ CHEAPER = 'it is the cheaper one; io_uring can be had here by engine = "io_uring
 NOT_BUILT = "its extension was not built: no compiler, or no liburing with its headers"
 
 
-def choose(wanted: str, ring: str = "auto") -> tuple[Engine, str]:
-    """The engine for `gateway.engine` of the table, and the reason for the start line.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which engine runs. `form` is how relays move in a ring; "" where there is none."""
+
+    engine: str
+    form: str
+    reason: str                        # for the start line
+
+
+def choose(wanted: str, ring: str = "auto") -> Choice:
+    """The engine for `gateway.engine` of the table. `make` makes it, where it is to run.
 
     ring: `gateway.ring`, how relays move where the engine is io_uring. Raises `EngineRefused`
     where what the table demands cannot run here.
@@ -26,20 +37,37 @@ def choose(wanted: str, ring: str = "auto") -> tuple[Engine, str]:
     assert wanted in ("auto", "io_uring", "uvloop")
     assert ring in ("auto", "completions", "readiness")
     if wanted == "uvloop":
-        return _uvloop(), DEMANDED
+        return Choice(wanted, "", DEMANDED)
+    refused = why_no_uring()
     if wanted == "auto":
-        refused = why_no_uring()
-        return _uvloop(), f"no io_uring: {refused}" if refused else CHEAPER
-    form, why = (ring, DEMANDED) if ring != "auto" else ring_form()
-    engine, refused = _uring(form)
-    if engine is None:
-        remedy = 'engine = "auto" runs uvloop instead'
-        if ring == "completions" and not why_no_uring():
-            remedy = 'ring = "readiness" can be had'
-        raise EngineRefused(f'engine "io_uring" cannot run here: {refused}; {remedy}')
-    return engine, f"{DEMANDED}; relays by {form}: {why}" if ring == "auto" else (
-        f"{DEMANDED}, and relays by {form}"
+        return Choice("uvloop", "", f"no io_uring: {refused}" if refused else CHEAPER)
+    if refused:
+        raise _refusal(refused)
+    if ring == "auto":
+        form, why = ring_form()
+        return Choice(wanted, form, f"{DEMANDED}; relays by {form}: {why}")
+    from gateway.engine.uring_setup import (  # noqa: PLC0415 - see the module's docstring
+        refusal_of_completions,
     )
+
+    if ring == "completions" and (refused := refusal_of_completions()):
+        raise _refusal(refused, 'ring = "readiness" can be had')
+    return Choice(wanted, ring, f"{DEMANDED}, and relays by {ring}")
+
+
+def make(engine: str, form: str) -> Engine:
+    """The engine of a `Choice`, in the process that will run it.
+
+    Raises `EngineRefused`: what a trial ring got, the real one may still be refused.
+    """
+    if engine == "io_uring":
+        return _uring(form)
+    assert engine == "uvloop"
+    try:
+        from gateway.engine.uv import UvEngine  # noqa: PLC0415 - see the module's docstring
+    except ImportError as error:
+        raise EngineRefused(f"engine uvloop cannot be loaded: {error}") from error
+    return UvEngine()
 
 
 def ring_form() -> tuple[str, str]:
@@ -65,29 +93,18 @@ def why_no_uring() -> str:
     return uring_setup.refusal()
 
 
-def _uring(form: str) -> tuple[Engine | None, str]:
-    """The engine, or why not. What a trial ring got, the real one may still be refused."""
-    refused = why_no_uring()
-    if refused:
-        return None, refused
-    from gateway.engine.uring import UringEngine  # noqa: PLC0415 - see the module's docstring
-    from gateway.engine.uring_ring import RingRefused  # noqa: PLC0415 - likewise
-    from gateway.engine.uring_setup import (  # noqa: PLC0415 - likewise
-        explain_error,
-        refusal_of_completions,
-    )
-
-    if form == "completions" and (refused := refusal_of_completions()):
-        return None, refused
+def _uring(form: str) -> Engine:
     try:
-        return UringEngine(form), ""
-    except (RingRefused, OSError) as error:
-        return None, explain_error(error)
-
-
-def _uvloop() -> Engine:
-    try:
-        from gateway.engine.uv import UvEngine  # noqa: PLC0415 - see the module's docstring
+        from gateway.engine.uring import UringEngine  # noqa: PLC0415 - see the module's docstring
+        from gateway.engine.uring_ring import RingRefused  # noqa: PLC0415 - likewise
+        from gateway.engine.uring_setup import explain_error  # noqa: PLC0415 - likewise
     except ImportError as error:
-        raise EngineRefused(f"engine uvloop cannot be loaded: {error}") from error
-    return UvEngine()
+        raise _refusal(NOT_BUILT) from error
+    try:
+        return UringEngine(form)
+    except (RingRefused, OSError) as error:
+        raise _refusal(explain_error(error)) from error
+
+
+def _refusal(why: str, remedy: str = 'engine = "auto" runs uvloop instead') -> EngineRefused:
+    return EngineRefused(f'engine "io_uring" cannot run here: {why}; {remedy}')

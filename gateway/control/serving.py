@@ -1,31 +1,29 @@
-"""From a route table to a running worker: builds all that is shared, says one line, and runs.
+"""From a route table to running workers: builds all that they get, and supervises them.
 
 The order is chosen so that what can be refused is refused first: the table, the engine, the
-addresses; then names are resolved, which may take its time while clients wait in the backlog.
+addresses; then names are resolved, which may take its time while clients wait in the backlog. The
+workers' processes are started as soon as the table is known to be right, and load meanwhile.
 """
 
+import asyncio
 import contextlib
-import importlib.resources
-import os
-import random
 import resource
-import secrets
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
-from gateway import __version__
+import uvloop
+
 from gateway.control import config
+from gateway.control.channel import Endpoints
 from gateway.control.choice import choose
-from gateway.control.listening import Bound, bind_all
-from gateway.control.parts import relays
+from gateway.control.listening import bind_all
 from gateway.control.report import Report
 from gateway.control.resolver import resolve
-from gateway.control.worker import Worker
-from gateway.limits import Limits
-from gateway.protocol.desk import Desk
-from gateway.routing import RouteTable
+from gateway.control.spawning import Spawned, spawn
+from gateway.control.supervisor import Setting, Supervisor
+from gateway.errors import StartFailed
 from gateway.table import Table
-from gateway.upstreams import News, Pool
 
 # Descriptors that no session counts on: the log, the engine, listeners, and connections that are
 # still sending their head or are being refused.
@@ -36,46 +34,50 @@ FEW_SESSIONS = 100            # fewer by default are an accident of some ulimit:
 def serve(path: Path) -> int:
     """Serve the table at `path` until a signal. Returns the exit code.
 
-    Raises `TableErrors`, `EngineRefused` or `ListenError` before anything is served.
+    Raises `TableErrors`, `EngineRefused`, `ListenError` or `StartFailed` before anything is served.
     """
-    # Until the worker hears it, too: other servers read their configuration again at it, and
+    # Until the supervisor hears it, too: other servers read their configuration again at it, and
     # nobody who sends it for that means to end us.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     table, warnings = config.check(path)
-    engine, reason = choose(table.gateway.engine, table.gateway.ring)
+    choice = choose(table.gateway.engine, table.gateway.ring)
     descriptors = raise_descriptor_limit()
     max_sessions = table.gateway.max_sessions or default_max_sessions(descriptors)
     report = Report(style=table.gateway.log, log_query=table.gateway.log_query)
-    code = 0
     with contextlib.ExitStack() as at_end:
         at_end.callback(report.close)
+        spawned = at_end.enter_context(_processes(1))
         bound = bind_all(table.listeners)
         for each in bound:
-            at_end.callback(each.remove_file)
+            at_end.callback(each.abandon)
         for warning in warnings:
             report.warning(warning)
         _warn_of_descriptors(table.gateway.max_sessions, descriptors, report)
-        desk = _desk(table, max_sessions, report)
-        worker = Worker(engine, desk, report, bound)
+        endpoints = _resolve(table, report)
+        setting = Setting(choice, max_sessions)
+        supervisor = Supervisor(table, bound, endpoints, setting, report)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(supervisor.run(spawned))
+    raise AssertionError("unreachable")
 
-        def say_start() -> None:
-            report.info(
-                "serving",
-                version=__version__,
-                engine=engine.name,
-                reason=reason,
-                relays=relays(),
-                listening=_shown(bound),
-                routes=len(table.routes),
-                max_sessions=max_sessions,
-                pid=os.getpid(),
-            )
-            report.flush()
 
-        code = worker.run(say_start)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # we are leaving already
-    return code
+@contextlib.contextmanager
+def _processes(count: int) -> Iterator[list[Spawned]]:
+    """The workers' processes, which are there already while the rest is made ready. Those that
+    nobody came to talk to end by themselves: we close our end."""
+    spawned: list[Spawned] = []
+    try:
+        for _ in range(count):
+            spawned.append(spawn())
+        yield spawned
+    except OSError as error:
+        raise StartFailed(
+            f"a worker's process cannot be started: {error.strerror}; raise the limit on processes "
+            "(ulimit -u, pids.max of the cgroup)"
+        ) from error
+    finally:
+        for each in spawned:
+            each.abandon()
 
 
 def _warn_of_descriptors(wanted: int, descriptors: int, report: Report) -> None:
@@ -115,16 +117,11 @@ def raise_descriptor_limit() -> int:
     return soft
 
 
-def _desk(table: Table, max_sessions: int, report: Report) -> Desk:
-    """What the sessions share. Resolves names; those that do not resolve are said."""
-    chance = random.Random()  # noqa: S311 - balances load, keeps no secret
-    news: list[News] = []
-    pools = {name: Pool(upstream, chance, news) for name, upstream in table.upstreams.items()}
+def _resolve(table: Table, report: Report) -> Endpoints:
+    """The addresses of all upstreams; names that do not resolve are said."""
     resolution = resolve(table.upstreams.values())
-    for name, found in resolution.endpoints.items():
-        pools[name].set_endpoints(found)
     for failure in resolution.failures:
-        empty = [name for name in failure.upstreams if not pools[name].endpoints]
+        empty = [name for name in failure.upstreams if not resolution.endpoints[name]]
         routes = [route.name for route in table.routes if route.upstream in empty]
         report.warning(
             "a name does not resolve; it is not asked for again until the next start",
@@ -133,18 +130,4 @@ def _desk(table: Table, max_sessions: int, report: Report) -> Desk:
             upstreams=", ".join(failure.upstreams),
             routes_that_answer_503=", ".join(routes),
         )
-    page = importlib.resources.files("gateway.protocol").joinpath("page.html").read_bytes()
-    return Desk(
-        table=table,
-        routes=RouteTable(table.routes),
-        pools=pools,
-        limits=Limits(max_sessions),
-        random_bytes=secrets.token_bytes,
-        page=page,
-        news=news,
-    )
-
-
-def _shown(bound: list[Bound]) -> str:
-    """The addresses in the order of the table, as they really are."""
-    return ",".join(str(each.address) for each in bound)
+    return resolution.endpoints

@@ -12,25 +12,24 @@ Laws of this file:
   has been or will be delivered.
 - A session that raises has a bug. It is ended loudly: the traceback goes to the log under its id,
   both links are reset, what it was counted for is given back. The others go on.
-- A signal is an event like all others: its handler writes one byte into a socketpair, whose other
-  end is a link of the engine.
-- A drain ends when every session has; at the latest when `drain` is over, and the rest is cut.
+- It hears no signal. What the supervisor says comes by a link of the engine (see orders.py); a
+  worker whose supervisor is gone drains and ends, since nobody would replace it.
+- A drain ends when every session has; at the latest when its time is over, and the rest is cut.
   Whoever loses bytes or a farewell once the end has begun is counted.
 """
 
 import base64
-import contextlib
 import secrets
-import signal
 import socket
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any, Protocol
 
 from gateway import events
+from gateway.control.channel import Message
 from gateway.control.listening import Bound
+from gateway.control.orders import Orders
 from gateway.control.report import Report
 from gateway.engine.contract import Engine
 from gateway.errors import Fault, fault_of
@@ -45,8 +44,6 @@ FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried 
 LAST_ACCEPTS = 0.2            # seconds of a drain in which who is connected already is accepted
 CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
 SAY_AGAIN = 10.0              # seconds between two warnings of one kind: trouble comes in floods
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-EXIT_CUT = 4                  # exit code where a session had to be cut
 
 # Names of timers that are the worker's own. Sessions use words without a space.
 _PAIRED = "pair connected"
@@ -55,6 +52,7 @@ _DRAIN = "drain"
 _UNLISTEN = "unlisten"
 _CUT = "cut"
 _FLUSH = "flush"
+_SAID = "said"
 
 
 class _Machine(Protocol):
@@ -111,10 +109,11 @@ SessionMaker = Callable[..., Session]   # with the keywords of Session.__init__
 
 
 class Worker:
-    """One engine and its sessions. `run` drives it until a signal ends it.
+    """One engine and its sessions. `run` drives it until the supervisor ends it.
 
-    `desk` is what the sessions share; `bound` the sockets to listen on, which the engine takes;
-    `make_session` is for tests.
+    `desk` is what the sessions share; `bound` the sockets to listen on by the supervisor's numbers,
+    and `channel` its own end of what leads there: the engine takes them all. `number` is the
+    worker's among all; `make_session` is for tests.
     """
 
     def __init__(
@@ -122,14 +121,17 @@ class Worker:
         engine: Engine,
         desk: Desk,
         report: Report,
-        bound: Iterable[Bound] = (),
+        bound: dict[int, Bound],
+        channel: socket.socket,
+        number: int = 0,
         make_session: SessionMaker = Session,
     ) -> None:
         self.counts = Counts()
         self._engine = engine
         self._desk = desk
         self._report = report
-        self._bound = list(bound)
+        self._number = number
+        self._bound = bound
         self._make_session = make_session
         self._listeners: dict[int, Listener] = {}
         self._listeners_open = False
@@ -145,9 +147,11 @@ class Worker:
         self._said: dict[tuple[str, str], float] = {}  # message and what it is about: when
         self._resting: set[str] = set()  # endpoints of which it was said
         self._paused: set[int] = set()  # listeners whose pause was said
-        self._bell, self._bell_end = socket.socketpair()
-        self._bell.setblocking(False)
-        self._signals: Link = -1        # the link at the other end of the bell
+        self._said_before: Iterable[Message] = ()  # that it began
+        self._own: Link = -1            # for the worker's timers; the channel may be lost
+        self.orders = Orders(
+            engine, channel, {"drain": self._drain, "kill": self._kill_ordered}, self._orphaned
+        )
         self._execute_one: dict[type[Command], Callable[[_Party, Any], None]] = {
             events.Connect: self._connect,
             events.Read: self._read,
@@ -165,45 +169,23 @@ class Worker:
 
     # --- Life -------------------------------------------------------------------------------
 
-    def run(self, say_start: Callable[[], None] = lambda: None) -> int:
-        """Serve until SIGTERM or SIGINT. Returns the exit code: 0, or 4 if sessions were cut.
-
-        Must be called in the main thread, which is the one that gets signals. `say_start` is
-        called once signals are heard: who reads the start line may send one at once.
-        """
+    def run(self, said: Iterable[Message] = ()) -> None:
+        """Serve until the supervisor, or its end, ends it. `said` is what it has said already."""
         self.start()
-        try:
-            with self._watch_signals():
-                say_start()
-                self._engine.run(self.deliver)
-        finally:
-            self._bell.close()
-        return EXIT_CUT if self.counts.cut else 0
+        self.orders.say({"is": "serving"})
+        self._said_before = said
+        self._engine.set_timer(self._own, _SAID, self._engine.now())
+        self._engine.run(self.deliver)
 
     def start(self) -> None:
         """Listen. Events are expected from here on."""
-        self._signals = self._engine.adopt(self._bell_end)
-        self._engine.read(self._signals)
-        for each in self._bound:
+        self._own, _ = self._engine.pair()
+        self.orders.start()
+        for each in self._bound.values():
             # Records name the address as it really is, where the table says port 0.
             listener = replace(each.listener, address=each.address)
             self._listeners[self._engine.listen(each.socket)] = listener
             self._listeners_open = True
-
-    @contextlib.contextmanager
-    def _watch_signals(self) -> Iterator[None]:
-        """SIGTERM, SIGINT and SIGHUP ring the bell, as long as this lasts."""
-        before = [(number, signal.signal(number, self._ring)) for number in SIGNALS]
-        try:
-            yield
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
-
-    def _ring(self, number: int, _frame: FrameType | None) -> None:
-        """Say in the next batch that a signal came. A full bell has been rung enough."""
-        with contextlib.suppress(BlockingIOError):
-            self._bell.send(bytes([number]))
 
     # --- Events -----------------------------------------------------------------------------
 
@@ -226,7 +208,9 @@ class Worker:
         party = self._upstreams.get(event.link)
         if party is not None:
             self._upstream_event(party, event)
-        elif event.link == self._signals:
+        elif event.link == self.orders.link:
+            self.orders.handle(event)
+        elif event.link == self._own:
             self._own_event(event)
         elif isinstance(event, Accepted):
             self._admit(event)
@@ -393,38 +377,34 @@ class Worker:
     # --- Ends -------------------------------------------------------------------------------
 
     def _own_event(self, event: Event) -> None:
-        """Of the bell's link: signals, and the worker's own timers."""
-        if isinstance(event, events.Received):
-            for number in event.data:
-                if number == signal.SIGHUP:
-                    self._warn_rarely(
-                        event.at,
-                        "SIGHUP is ignored: the table is read at start alone; restart to read it",
-                    )
-                elif number == signal.SIGTERM and not self._ending:
-                    self._drain(event.at)
-                else:
-                    self._kill(event.at, signal.Signals(number).name)
-        elif isinstance(event, events.TimedOut):
-            if event.name == _DRAIN:
-                self._kill(event.at, "the drain's time is over")
-            elif event.name == _UNLISTEN:
-                self._accept_the_last(event.at)
-            elif event.name == _CUT:
-                self._stop()
-            elif event.name == _FLUSH:
-                self._flushing = False
+        """The worker's own timers."""
+        assert isinstance(event, events.TimedOut)
+        if event.name == _DRAIN:
+            self._kill(event.at, "the drain's time is over")
+        elif event.name == _UNLISTEN:
+            self._accept_the_last(event.at)
+        elif event.name == _SAID:
+            self.orders.obey(self._said_before, event.at)
+        elif event.name == _CUT:
+            self._stop()
+        elif event.name == _FLUSH:
+            self._flushing = False
 
-    def _drain(self, at: float) -> None:
-        """Accept nobody but who is connected already; every session finishes, within `drain`
-        seconds."""
+    def _drain(self, message: Message, at: float) -> None:
+        """Accept nobody but who is connected already, unless "others" go on accepting; every
+        session finishes, within so many seconds."""
+        if self._ending:
+            return
         self._ending = self._desk.draining = True
-        seconds = self._desk.table.gateway.drain
-        self._report.info("draining", sessions=len(self._sessions), seconds=seconds)
-        self._engine.set_timer(self._signals, _DRAIN, at + seconds)
+        seconds: float = message["seconds"]
+        self._report.info(
+            "draining", worker=self._number, cause=message["cause"],
+            sessions=len(self._sessions), seconds=seconds,
+        )
+        self._engine.set_timer(self._own, _DRAIN, at + seconds)
         for party, session in list(self._sessions.items()):
             self._tell(party, session.drain, at)
-        self._last_accepts = (-1, at + LAST_ACCEPTS)
+        self._last_accepts = (-1, at if message["others"] else at + LAST_ACCEPTS)
         self._accept_the_last(at)
 
     def _accept_the_last(self, at: float) -> None:
@@ -435,7 +415,16 @@ class Worker:
             self._end_accepting()
             return
         self._last_accepts = (self.counts.accepted, until)
-        self._engine.set_timer(self._signals, _UNLISTEN, at)
+        self._engine.set_timer(self._own, _UNLISTEN, at)
+
+    def _kill_ordered(self, message: Message, at: float) -> None:
+        self._kill(at, message["why"])
+
+    def _orphaned(self, at: float) -> None:
+        """The supervisor is gone: nobody would take our place."""
+        seconds = self._desk.table.gateway.drain
+        cause = "the supervisor is gone"
+        self._drain({"seconds": seconds, "cause": cause, "others": False}, at)
 
     def _kill(self, at: float, why: str) -> None:
         """Cut what is there; those that had something to lose are counted."""
@@ -443,9 +432,9 @@ class Worker:
             return
         self._end_accepting()
         self._killed = True
-        self._engine.clear_timer(self._signals, _UNLISTEN)
-        self._engine.clear_timer(self._signals, _DRAIN)
-        self._engine.set_timer(self._signals, _CUT, at + CUT_LIMIT)
+        self._engine.clear_timer(self._own, _UNLISTEN)
+        self._engine.clear_timer(self._own, _DRAIN)
+        self._engine.set_timer(self._own, _CUT, at + CUT_LIMIT)
         before = self.counts.cut
         for party, session in list(self._sessions.items()):
             if session.is_busy:
@@ -453,7 +442,9 @@ class Worker:
             self._tell(party, session.kill, at)
         cut = self.counts.cut - before
         if cut:
-            self._report.warning(f"cutting sessions: {why}", sessions=cut)
+            self._report.warning(
+                f"cutting sessions: {why}", worker=self._number, sessions=cut
+            )
 
     def _count_cut(self, party: _Party) -> None:
         """Once each."""
@@ -472,10 +463,10 @@ class Worker:
         if not self._stopped:
             self._stopped = True
             self._report.flush()        # so that what cannot be written is known
-            self._report.info(
-                "ended", accepted=self.counts.accepted, cut=self.counts.cut,
-                dropped=self._report.dropped,
-            )
+            self.orders.say({
+                "is": "ended", "accepted": self.counts.accepted, "cut": self.counts.cut,
+                "dropped": self._report.dropped,
+            })
             self._engine.stop()
 
     def _flush(self) -> None:
@@ -483,7 +474,7 @@ class Worker:
         self._report.flush()
         if self._report.waiting and not self._flushing and not self._stopped:
             self._flushing = True
-            self._engine.set_timer(self._signals, _FLUSH, self._engine.now() + FLUSH_RETRY)
+            self._engine.set_timer(self._own, _FLUSH, self._engine.now() + FLUSH_RETRY)
 
     # --- Commands ---------------------------------------------------------------------------
 

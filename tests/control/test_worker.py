@@ -1,10 +1,8 @@
 """The worker between a scripted engine and scripted sessions: who gets which event, which verb is
-called for which command, admission, bugs, drains and signals."""
+called for which command, admission, bugs, drains and what the supervisor says."""
 
 import os
-import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -12,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gateway import events
-from gateway.control import worker as module
+from gateway.control.channel import Lines, Message, encode
 from gateway.control.listening import Bound
 from gateway.control.report import Report
 from gateway.control.worker import Worker
@@ -193,8 +191,9 @@ class Stage:
             os.set_blocking(descriptor, False)
         self.report = Report(output=self._out, errors=self._err)
         bound = Bound(self.listener, socket.socket(), LOCAL)
+        self.channel, self.supervisor = socket.socketpair()
         self.worker = Worker(
-            self.engine, self.desk, self.report, [bound],
+            self.engine, self.desk, self.report, {0: bound}, self.channel,
             make_session=cast("Callable[..., Session]", self._make),
         )
         self.prepare: Callable[[ScriptedSession], None] = lambda _: None
@@ -207,7 +206,7 @@ class Stage:
 
     def start(self) -> None:
         self.worker.start()
-        self.bell, self.listening = 1, 2
+        self.own, _, self.line, self.listening = 1, 2, 3, 4
         self.engine.calls.clear()
 
     def deliver(self, *batch: Event) -> list[tuple[Any, ...]]:
@@ -235,13 +234,22 @@ class Stage:
         session.script[(Side.CLIENT, events.Cleared)] = list(commands)
         return self.deliver(events.Cleared(self.engine.time, link))
 
-    def signalled(self, number: int, at: float = 100.0) -> list[tuple[Any, ...]]:
-        return self.deliver(events.Received(at, self.bell, bytes([number])))
+    def ordered(self, do: str, at: float = 100.0, **more: Any) -> list[tuple[Any, ...]]:
+        return self.deliver(self.order_of(do, at, **more))
+
+    def order_of(self, do: str, at: float = 100.0, **more: Any) -> Event:
+        message = {"do": do, "seconds": 7.0, "cause": "SIGTERM", "others": False, "why": "SIGINT"}
+        return events.Received(at, self.line, encode(message | more))
+
+    def told(self) -> list[Message]:
+        """What the worker has just said to its supervisor."""
+        said = [call[2] for call in self.engine.calls if call[:2] == ("send", self.line)]
+        return Lines().feed(b"".join(said))
 
     def drained(self, at: float = 100.0) -> list[tuple[Any, ...]]:
-        """SIGTERM, and the turn in which who waits is still accepted: nobody was."""
-        calls = self.signalled(signal.SIGTERM, at)
-        return calls + self.deliver(events.TimedOut(at, self.bell, "unlisten"))
+        """The order, and the turn in which who waits is still accepted: nobody was."""
+        calls = self.ordered("drain", at)
+        return calls + self.deliver(events.TimedOut(at, self.own, "unlisten"))
 
     def said(self) -> str:
         self.report.flush()
@@ -259,8 +267,8 @@ class Stage:
 
     def close(self) -> None:
         self.report.close()
-        self.worker._bell.close()
-        self.worker._bell_end.close()
+        self.channel.close()
+        self.supervisor.close()
         for descriptor in (self.out, self._out, self.err, self._err):
             os.close(descriptor)
 
@@ -594,21 +602,18 @@ def test_endpoints_that_rest_are_told_of_once_and_when_they_work_again(stage: St
 # --- Drain and kill ---------------------------------------------------------------------------
 
 
-def test_sigterm_drains_and_ends_when_all_are_over() -> None:
-    stage = Stage(drain=7.0)
-    stage.start()
+def test_a_drain_ends_when_all_are_over(stage: Stage) -> None:
     link, session = stage.accept()
     calls = stage.drained(at=200.0)
     assert calls == [
-        ("set_timer", stage.bell, "drain", 207.0), ("end", link, Cause.DRAIN),
-        ("set_timer", stage.bell, "unlisten", 200.0), ("unlisten", stage.listening),
+        ("set_timer", stage.own, "drain", 207.0), ("end", link, Cause.DRAIN),
+        ("set_timer", stage.own, "unlisten", 200.0), ("unlisten", stage.listening),
     ]
     assert session.drained == 200.0
     assert stage.desk.draining
-    assert stage.deliver(events.Closed(201.0, link, None)) == [("stop",)]
-    assert stage.worker.counts.cut == 0
-    assert "draining sessions=1 seconds=7.0" in stage.said()
-    stage.close()
+    assert stage.deliver(events.Closed(201.0, link, None))[-1] == ("stop",)
+    assert stage.told() == [{"is": "ended", "accepted": 1, "cut": 0, "dropped": 0}]
+    assert "draining worker=0 cause=SIGTERM sessions=1 seconds=7.0" in stage.said()
 
 
 def test_the_end_tells_of_lost_lines(stage: Stage) -> None:
@@ -618,31 +623,36 @@ def test_the_end_tells_of_lost_lines(stage: Stage) -> None:
     stage.order(link, session, events.Record(record()), events.Record(record()))
     stage.deliver(events.Closed(101.0, link, None))
     stage.drained()
-    assert "ended accepted=1 cut=0 dropped=2" in stage.said()
+    assert stage.told() == [{"is": "ended", "accepted": 1, "cut": 0, "dropped": 2}]
     stage.out = os.dup(stage._out)      # for `close`
 
 
-def test_sigterm_with_nobody_there_stops_at_once(stage: Stage) -> None:
+def test_a_drain_with_nobody_there_stops_at_once(stage: Stage) -> None:
     assert stage.drained()[-1] == ("stop",)
-    assert ("stop",) not in stage.signalled(signal.SIGTERM), "and once"
+    assert ("stop",) not in stage.ordered("drain"), "and once"
 
 
 def test_who_waits_in_the_backlog_is_accepted_before_it_is_closed(stage: Stage) -> None:
     """As long as each turn brings somebody; a crowd without end does not keep it open."""
-    stage.signalled(signal.SIGTERM, at=100.0)
+    stage.ordered("drain", at=100.0)
     unlisten = ("unlisten", stage.listening)
     for at in (100.0, 100.1, 100.19):
         stage.accept()
-        calls = stage.deliver(events.TimedOut(at, stage.bell, "unlisten"))
-        assert calls == [("set_timer", stage.bell, "unlisten", at)]
-    assert unlisten in stage.deliver(events.TimedOut(100.19, stage.bell, "unlisten"))
+        calls = stage.deliver(events.TimedOut(at, stage.own, "unlisten"))
+        assert calls == [("set_timer", stage.own, "unlisten", at)]
+    assert unlisten in stage.deliver(events.TimedOut(100.19, stage.own, "unlisten"))
     crowded = Stage()
     crowded.start()
-    crowded.signalled(signal.SIGTERM, at=100.0)
+    crowded.ordered("drain", at=100.0)
     crowded.accept()
-    calls = crowded.deliver(events.TimedOut(100.2, crowded.bell, "unlisten"))
+    calls = crowded.deliver(events.TimedOut(100.2, crowded.own, "unlisten"))
     assert calls[0] == ("unlisten", crowded.listening)
     crowded.close()
+
+
+def test_where_others_accept_the_backlog_is_theirs(stage: Stage) -> None:
+    """A client that we took would be refused, and the next worker would have served it."""
+    assert ("unlisten", stage.listening) in stage.ordered("drain", others=True)
 
 
 def test_the_end_of_the_drain_cuts_and_counts(stage: Stage) -> None:
@@ -650,8 +660,8 @@ def test_the_end_of_the_drain_cuts_and_counts(stage: Stage) -> None:
     link, session = stage.accept()
     lingering, told = stage.accept()
     told.is_busy = False
-    stage.signalled(signal.SIGTERM, at=100.0)
-    calls = stage.deliver(events.TimedOut(130.0, stage.bell, "drain"))
+    stage.ordered("drain", at=100.0)
+    calls = stage.deliver(events.TimedOut(130.0, stage.own, "drain"))
     assert ("reset", link) in calls
     assert ("reset", lingering) in calls
     assert (session.killed, told.killed) == (130.0, 130.0)
@@ -660,7 +670,8 @@ def test_the_end_of_the_drain_cuts_and_counts(stage: Stage) -> None:
     calls = stage.deliver(
         events.Closed(130.0, link, None), events.Closed(130.0, lingering, None)
     )
-    assert calls == [("stop",)]
+    assert calls[-1] == ("stop",)
+    assert stage.told() == [{"is": "ended", "accepted": 2, "cut": 1, "dropped": 0}]
 
 
 @pytest.mark.parametrize("when", ["before", "in the drain", "at its end"])
@@ -669,55 +680,81 @@ def test_a_relay_that_was_cut_is_counted_once(stage: Stage, when: str) -> None:
     link, session = stage.accept()
     counts = (events.LegCounts(), events.LegCounts(cut=True))
     if when != "before":
-        stage.signalled(signal.SIGTERM, at=100.0)
+        stage.ordered("drain", at=100.0)
     if when == "at its end":
-        stage.deliver(events.TimedOut(130.0, stage.bell, "drain"))
+        stage.deliver(events.TimedOut(130.0, stage.own, "drain"))
     stage.order(link, session, events.Record(replace(record(), counts=counts)))
     assert stage.worker.counts.cut == (when != "before")
 
 
 def test_links_that_do_not_close_do_not_keep_us(stage: Stage) -> None:
     stage.accept()
-    calls = stage.signalled(signal.SIGINT, at=100.0)
-    assert ("set_timer", stage.bell, "cut", 101.0) in calls
-    assert stage.deliver(events.TimedOut(101.0, stage.bell, "cut")) == [("stop",)]
+    calls = stage.ordered("kill", at=100.0)
+    assert ("set_timer", stage.own, "cut", 101.0) in calls
+    assert stage.deliver(events.TimedOut(101.0, stage.own, "cut"))[-1] == ("stop",)
 
 
-@pytest.mark.parametrize(
-    "signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]]
-)
-def test_sigint_or_a_second_sigterm_kills(stage: Stage, signals: list[int]) -> None:
+@pytest.mark.parametrize("orders", [["kill"], ["drain", "kill"]])
+def test_a_kill_cuts_also_in_a_drain(stage: Stage, orders: list[str]) -> None:
     link, session = stage.accept()
-    for number in signals:
-        stage.signalled(number, at=100.0)
+    for order in orders:
+        stage.ordered(order, at=100.0)
     assert session.killed == 100.0
     assert stage.worker.counts.cut == 1
     assert ("reset", link) in stage.engine.calls
-    assert stage.signalled(signal.SIGINT) == [], "once is enough"
-
-
-def test_sighup_ends_nothing_and_says_what_to_do(stage: Stage) -> None:
-    """It is what other servers read their configuration again at."""
-    _, session = stage.accept()
-    assert stage.signalled(signal.SIGHUP) == []
-    assert stage.signalled(signal.SIGHUP) == []
-    assert not stage.desk.draining
-    assert not hasattr(session, "killed")
-    lines = stage.said().splitlines()
-    assert len(lines) == 1
-    assert "warning SIGHUP is ignored: the table is read at start alone; restart" in lines[0]
-    assert stage.signalled(signal.SIGTERM) != [], "and others are heard as ever"
+    assert stage.ordered("kill") == [], "once is enough"
 
 
 def test_who_comes_while_draining_is_drained_too(stage: Stage) -> None:
-    """It was accepted in the same batch as the signal."""
+    """It was accepted in the same batch as the order came."""
     stage.accept()
     stage.prepare = lambda session: setattr(session, "on_drain", [events.Close(Side.CLIENT)])
     calls = stage.deliver(
-        events.Received(100.0, stage.bell, bytes([signal.SIGTERM])),
-        Accepted(100.0, 77, stage.listening, CLIENT, LOCAL),
+        stage.order_of("drain"), Accepted(100.0, 77, stage.listening, CLIENT, LOCAL)
     )
     assert calls[-2:] == [("read", 77), ("close", 77)]
+
+
+# --- The supervisor ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "end", [events.Finished(100.0, 3), events.Closed(100.0, 3, Fault.RESET)], ids=["fin", "lost"]
+)
+def test_without_its_supervisor_it_drains(end: Event) -> None:
+    """For as long as its table says; whoever is gone is told nothing more."""
+    stage = Stage(drain=9.0)
+    stage.start()
+    link, _ = stage.accept()
+    calls = stage.deliver(end)
+    assert ("set_timer", stage.own, "drain", 109.0) in calls
+    assert 'draining worker=0 cause="the supervisor is gone" sessions=1' in stage.said()
+    stage.deliver(events.TimedOut(100.0, stage.own, "unlisten"))
+    assert stage.deliver(events.Closed(101.0, link, None)) == [("stop",)]
+    stage.close()
+
+
+def test_orders_in_pieces_and_in_one(stage: Stage) -> None:
+    """Bytes arrive as they please."""
+    stage.accept()
+    whole = encode({"do": "drain", "seconds": 1.0, "cause": "c", "others": True})
+    whole += encode({"do": "kill", "why": "w"})
+    assert stage.deliver(events.Received(100.0, stage.line, whole[:20])) == []
+    stage.deliver(events.Received(100.0, stage.line, whole[20:]))
+    assert stage.worker.counts.cut == 1
+
+
+def test_it_says_that_it_serves_and_obeys_what_was_said_before() -> None:
+    """The supervisor may have had second thoughts while the engine was made."""
+    stage = Stage()
+    stage.worker.run([{"do": "drain", "seconds": 1.0, "cause": "c", "others": True}])
+    stage.line = 3
+    assert stage.told() == [{"is": "serving"}]
+    timer = stage.engine.calls[-1]
+    assert timer[0] == "set_timer"
+    assert timer[3] <= stage.engine.time
+    assert stage.deliver(events.TimedOut(100.0, *timer[1:3]))[-1] == ("stop",)
+    stage.close()
 
 
 # --- The log ----------------------------------------------------------------------------------
@@ -729,68 +766,10 @@ def test_a_slow_reader_of_the_log_is_tried_again_by_a_timer(stage: Stage) -> Non
     many = [events.Record(record("x" * 1000))] * 200
     calls = stage.order(link, session, *many)
     timers = [call for call in calls if call[0] == "set_timer"]
-    assert timers == [("set_timer", stage.bell, "flush", stage.engine.time + 0.1)]
+    assert timers == [("set_timer", stage.own, "flush", stage.engine.time + 0.1)]
     assert stage.deliver(events.Cleared(1.0, 999)) == [], "one timer at a time"
     stage.recorded()
     written = len(stage.recorded())
-    while stage.deliver(events.TimedOut(1.0, stage.bell, "flush")):
+    while stage.deliver(events.TimedOut(1.0, stage.own, "flush")):
         written += len(stage.recorded())
     assert not stage.report.waiting
-
-
-# --- Signals and the whole run ----------------------------------------------------------------
-
-
-def test_signals_ring_the_bell_and_handlers_are_put_back() -> None:
-    """A real SIGTERM becomes a byte at the other end of the bell's link."""
-    stage = Stage()
-    before = signal.getsignal(signal.SIGTERM)
-    rung: list[bytes] = []
-
-    def drive(deliver: Deliver) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGINT)
-        rung.append(stage.engine.adopted.recv(10))
-
-    stage.engine.deliver_when_run = drive
-    assert threading.current_thread() is threading.main_thread()
-    assert stage.worker.run() == 0
-    assert rung == [bytes([signal.SIGTERM, signal.SIGHUP, signal.SIGINT])]
-    assert signal.getsignal(signal.SIGTERM) is before
-    stage.close()
-
-
-def test_the_start_is_said_once_signals_are_heard() -> None:
-    """Who waits for the start line may send a signal as soon as it is there."""
-    stage = Stage()
-    heard: list[bytes] = []
-
-    def say_start() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        heard.append(stage.engine.adopted.recv(10))
-
-    assert stage.worker.run(say_start) == 0
-    assert heard == [bytes([signal.SIGTERM])]
-    stage.close()
-
-
-def test_the_exit_code_tells_of_cut_sessions() -> None:
-    stage = Stage()
-
-    def drive(deliver: Deliver) -> None:
-        deliver([Accepted(100.0, 50, 2, CLIENT, LOCAL)])
-        deliver([events.Received(100.0, 1, bytes([signal.SIGINT]))])
-        deliver([events.Closed(100.0, 50, None)])
-
-    stage.engine.deliver_when_run = drive
-    assert stage.worker.run() == module.EXIT_CUT == 4
-    assert stage.engine.calls[-1] == ("stop",)
-    stage.close()
-
-
-def test_a_bell_that_nobody_hears_does_not_block(stage: Stage) -> None:
-    """Thousands of signals while a batch is under way fill the socketpair, no more."""
-    for _ in range(20_000):
-        stage.worker._ring(signal.SIGTERM, None)
-    assert stage.engine.adopted.recv(1) == bytes([signal.SIGTERM])

@@ -161,21 +161,27 @@ class Gateway:
 
     # --- What it takes ---
 
+    @property
+    def workers(self) -> list[int]:
+        """The processes of its workers."""
+        pid = self.process.pid
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def memory(self) -> int:
-        """Resident bytes (VmRSS)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        assert found
-        return int(found[1]) * 1024
+        """Resident bytes (VmRSS) of its workers."""
+        return sum(memory_of(pid) for pid in self.workers)
 
     def cpu(self) -> float:
-        """CPU seconds used so far, user and system."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """CPU seconds that it and its workers have used so far, user and system."""
+        ticks = 0
+        for pid in (self.process.pid, *self.workers):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def descriptors(self) -> int:
-        """How many files it has open."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        """How many files its workers have open."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.workers)
 
     # --- Its end ---
 
@@ -202,6 +208,13 @@ class Gateway:
                 self.process.wait()
         assert "Traceback" not in self.messages, self.messages
         assert "AssertionError" not in self.messages, self.messages
+
+
+def memory_of(pid: int) -> int:
+    """Resident bytes of a process."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1]) * 1024
 
 
 @contextlib.contextmanager

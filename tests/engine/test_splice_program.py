@@ -199,7 +199,7 @@ def test_resets_while_splicing_end_sessions_and_nothing_else(
 
 def ignores_sigpipe(gateway: Gateway) -> bool:
     """By the kernel's word."""
-    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
+    status = Path(f"/proc/{gateway.workers[0]}/status").read_text()
     found = re.search(r"SigIgn:\s+([0-9a-f]+)", status)
     assert found
     return bool(int(found[1], 16) >> (signal.SIGPIPE - 1) & 1)

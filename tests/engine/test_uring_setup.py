@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.control.choice import choose
+from gateway.control.choice import Choice, choose, make
 from gateway.engine import uring_setup
 from gateway.engine.ring_completions import RingCompletions
 from gateway.engine.ring_relays import RingRelays
@@ -29,14 +29,15 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to become no
 
 CHOOSE = """
 import json, sys
-from gateway.control.choice import choose
+from gateway.control.choice import choose, make
 from gateway.errors import EngineRefused
 said = []
 for wanted in ("auto", "io_uring"):
     try:
-        engine, reason = choose(wanted)
+        choice = choose(wanted)
+        engine = make(choice.engine, choice.form)
         engine.stop()
-        said.append([engine.name, reason])
+        said.append([engine.name, choice.reason])
     except EngineRefused as error:
         said.append([error.exit_code, str(error)])
 print(json.dumps(said))
@@ -84,20 +85,26 @@ def test_the_form_of_relays_is_measured(
 ) -> None:
     """By what a system call costs; the start line has the figure."""
     monkeypatch.setattr("gateway.engine.uring_ring.call_cost_ns", lambda: cost)
-    engine, reason = choose("io_uring")
-    engine.stop()
-    assert engine.form == form  # type: ignore[attr-defined]
-    assert f"relays by {form}: a system call takes {cost} ns" in reason
+    choice = choose("io_uring")
+    assert form_of(choice) == form
+    assert f"relays by {form}: a system call takes {cost} ns" in choice.reason
 
 
 @pytest.mark.ring
 @pytest.mark.parametrize("form", ["completions", "readiness"])
 def test_the_form_of_relays_can_be_demanded(form: str) -> None:
     """Whatever a system call costs."""
-    engine, reason = choose("io_uring", form)
+    choice = choose("io_uring", form)
+    assert form_of(choice) == form
+    assert choice.reason == f"the table demands it, and relays by {form}"
+
+
+def form_of(choice: Choice) -> str:
+    """How relays move in the engine that is made of it."""
+    engine = make(choice.engine, choice.form)
     engine.stop()
-    assert engine.form == form  # type: ignore[attr-defined]
-    assert reason == f"the table demands it, and relays by {form}"
+    form: str = engine.form  # type: ignore[attr-defined]
+    return form
 
 
 @pytest.mark.ring
@@ -105,8 +112,7 @@ def test_where_buffers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readiness will do, unless completions are demanded; then the remedy is said."""
     monkeypatch.setattr("gateway.engine.uring_ring.call_cost_ns", lambda: 1000)
     monkeypatch.setattr(uring_setup, "RingCompletions", refused)
-    engine, reason = choose("io_uring")
-    engine.stop()
+    reason = choose("io_uring").reason
     assert "relays by readiness: no completions: registering buffers: ENOMEM" in reason
     assert "ulimit -l" in reason
     with pytest.raises(EngineRefused, match=r'ENOMEM.*ring = "readiness" can be had'):

@@ -9,13 +9,13 @@
 
 import errno
 import random
-import signal
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from gateway.control.channel import Message, encode
 from gateway.control.listening import Bound
 from gateway.control.report import Report
-from gateway.control.worker import Worker
+from gateway.control.worker import SessionMaker, Worker
 from gateway.engine.memory import FarEnd, Network, Weather
 from gateway.engine.relay_driver import RelayFactory
 from gateway.events import Accepted, AccessRecord, Address, Command, Event, Side
@@ -50,19 +50,21 @@ class Cast:
 
 
 class SimWorker(Worker):
-    """The real worker; its bell is a simulated socket, its name is always the same."""
+    """The real worker; its supervisor is at the far end of a simulated socket, its name is always
+    the same."""
 
-    def __init__(self, network: Network, *arguments: Any, **keywords: Any):
-        super().__init__(*arguments, **keywords)
-        self._bell.close()
-        self._bell_end.close()
-        self._bell_end, self.bell = network.inherited()
+    def __init__(
+        self, network: Network, engine: WatchedEngine, desk: Desk, report: Report,
+        bound: dict[int, Bound], make_session: SessionMaker,
+    ):
+        end, self.supervisor = network.inherited()
+        super().__init__(engine, desk, report, bound, end, make_session=make_session)
         self._name = "sim"
 
-    def ring(self, number: int) -> None:
-        """A signal comes."""
-        if not self.bell.dead and not self.bell.closed:
-            self.bell.send(bytes([number]))
+    def order(self, message: Message) -> None:
+        """The supervisor says something."""
+        if not self.supervisor.dead and not self.supervisor.closed:
+            self.supervisor.send(encode(message))
 
     @property
     def left(self) -> dict[Any, Session]:
@@ -121,7 +123,7 @@ class World:
         self.short_until = 0.0                       # descriptors are short until then
         self.desk = self._desk()
         self.worker = SimWorker(
-            self.network, self.engine, self.desk, cast(Report, self.notes), [self._bound()],
+            self.network, self.engine, self.desk, cast(Report, self.notes), {0: self._bound()},
             self._make_session,
         )
         self.engine.on_event = self._told
@@ -298,16 +300,16 @@ class World:
         dice, network = self.dice, self.network
         for at in range(dice.choice([1, 1, 2, 2, 3, 5])):
             network.at(dice.choice([0.0, 0.0, dice.uniform(0, 4)]), self._client_comes, at)
-        network.at(self.drain_at, self._ring, signal.SIGTERM)
+        network.at(self.drain_at, self._order, "drain")
         if self.is_calm:
             return
         chance = dice.random()
         if chance < 0.08:
             self.kill_at = self.drain_at + dice.choice([0.0, 0.3, 4.0])
-            network.at(self.kill_at, self._ring, dice.choice([signal.SIGINT, signal.SIGTERM]))
+            network.at(self.kill_at, self._order, "kill")
         elif chance < 0.16:
             self.kill_at = min(dice.uniform(BEGIN, 20.0), self.drain_at)
-            network.at(self.kill_at, self._ring, signal.SIGINT)
+            network.at(self.kill_at, self._order, "kill")
         if dice.random() < 0.1:
             network.at(dice.choice([0.0, 1.0]), self._run_out, dice.choice([3, 4, 5, 6]))
             self.short_until = dice.choice([2.0, 6.0])
@@ -322,9 +324,11 @@ class World:
         self.note("kernel", f"descriptors_max is {descriptors}")
         self.network.descriptors_max = descriptors
 
-    def _ring(self, number: int) -> None:
-        self.note("signal", signal.Signals(number).name)
-        self.worker.ring(number)
+    def _order(self, do: str) -> None:
+        self.note("supervisor", do)
+        self.worker.order({
+            "do": do, "seconds": DRAIN, "cause": "a test", "others": False, "why": "a test",
+        })
 
     def _client_comes(self, at: int) -> None:
         dice, name = self.dice, f"c{at}"

@@ -1,0 +1,92 @@
+"""Real workers under a real supervisor: births, deaths, ends; as a program, by its log and signals.
+
+What clients see of it is in tests/end_to_end/test_workers.py.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from end_to_end.kit import Gateway, head, launch, route
+
+TABLE = head() + route("echo", "builtin:echo")
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    with launch(TABLE, tmp_path) as started:
+        yield started
+
+
+def said(gateway: Gateway, words: str, count: int = 1) -> list[str]:
+    """Wait for so many lines with these words."""
+
+    def found() -> list[str]:
+        return [line for line in gateway.err.lines if words in line]
+
+    assert gateway.err.wait(lambda: len(found()) >= count, PATIENCE), gateway.messages
+    return found()
+
+
+def await_worker(gateway: Gateway, but: int) -> int:
+    """The worker that took the place of this one."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            for pid in gateway.workers:
+                if pid != but:
+                    return pid
+        time.sleep(0.01)
+    raise AssertionError("no other worker came")
+
+
+def test_a_worker_that_dies_is_said_and_replaced(gateway: Gateway) -> None:
+    """At once the first time, then later and later."""
+    (first,) = gateway.workers
+    os.kill(first, signal.SIGKILL)
+    (line,) = said(gateway, "a worker died")
+    assert f'"pid":{first}' in line
+    assert '"ended_by":"SIGKILL"' in line
+    assert '"replaced_in":0.0' in line
+    second = await_worker(gateway, first)
+    os.kill(second, signal.SIGKILL)
+    assert '"replaced_in":0.1' in said(gateway, "a worker died", 2)[-1]
+    await_worker(gateway, second)
+    gateway.signal(signal.SIGTERM)
+    assert gateway.wait() == 0
+
+
+def test_signals_of_the_whole_group_are_for_the_supervisor(gateway: Gateway) -> None:
+    """A terminal sends SIGINT to all of it."""
+    (worker,) = gateway.workers
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        os.kill(worker, number)
+    with socket.create_connection(("127.0.0.1", gateway.port), PATIENCE) as client:
+        client.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 404")
+    assert gateway.workers == [worker]
+
+
+def test_workers_without_their_supervisor_end(gateway: Gateway) -> None:
+    (worker,) = gateway.workers
+    gateway.process.kill()
+    assert said(gateway, "the supervisor is gone")
+    assert gateway.err.wait(lambda: gateway.err.ended, PATIENCE), "it still has our pipe"
+    assert not Path(f"/proc/{worker}/fd/0").exists()
+
+
+def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    """It is stopped, and hears nothing; what it had is counted as cut."""
+    with launch(head('drain = "0s"') + route("echo", "builtin:echo"), tmp_path) as gateway:
+        (worker,) = gateway.workers
+        os.kill(worker, signal.SIGSTOP)
+        gateway.signal(signal.SIGTERM)
+        assert f'"pid":{worker}' in said(gateway, "a worker does not end; it is killed")[0]
+        assert gateway.wait() == 4
