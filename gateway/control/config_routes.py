@@ -21,13 +21,14 @@ BECOMES = {"host": "hosts", "header": "headers"}  # keys whose field has another
 _ASKING = frozenset({"rewrite", "send_host", "set_fields", "remove_fields", "answer_timeout"})
 _ENDPOINT = frozenset({"subprotocols", "frames"})
 _MATCHING = frozenset({"name", "host", "path", "header", "query", "subprotocol", "upstream"})
+_ANSWERING = frozenset({"write_timeout", "close_timeout"})
 
 # What has no effect toward each kind of upstream, and why.
 _WITHOUT_EFFECT: Mapping[str, tuple[frozenset[str], str]] = {
     "ws": (_ENDPOINT, "a ws upstream speaks frames and chooses the subprotocol itself"),
     "tcp": (_ASKING, "a tcp upstream is not asked anything, bytes are all it sees"),
     "echo": (_ASKING | _ENDPOINT | {"connect_timeout"}, "builtin:echo is in the gateway itself"),
-    "page": (frozenset(ROUTE.keys) - _MATCHING, "builtin:page answers with a page"),
+    "page": (frozenset(ROUTE.keys) - _MATCHING - _ANSWERING, "builtin:page answers with a page"),
 }
 
 # A key that needs another one to be on: (the key, the other, how to say it).

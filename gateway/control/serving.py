@@ -40,8 +40,8 @@ def serve(path: Path) -> int:
     # nobody who sends it for that means to end us.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     table, warnings = config.check(path)
+    descriptors = raise_descriptor_limit()     # before an engine, which goes by it
     choice = choose(table.gateway.engine, table.gateway.ring)
-    descriptors = raise_descriptor_limit()
     max_sessions = table.gateway.max_sessions or default_max_sessions(descriptors)
     report = Report(style=table.gateway.log, log_query=table.gateway.log_query)
     with contextlib.ExitStack() as at_end:

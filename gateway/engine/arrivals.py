@@ -5,11 +5,13 @@ Laws of this file:
 - A listening socket may be shared by processes: level-triggered readiness, then accept until
   nobody waits, a few a turn; never an exclusive wait.
 - Where nothing is free to accept with, the listener is not watched until its retry, or until a
-  descriptor is closed; nobody is dropped, nothing spins.
+  descriptor is closed; nobody is dropped, nothing spins. That is so, too, where what is free will
+  be wanted by those who came before (`descriptors.py`).
 - A link that cannot be made is a link all the same, which fails and is closed by events.
 """
 
 import errno
+import math
 import os
 import socket
 
@@ -66,6 +68,9 @@ class Arrivals(Reactor):
         super().__init__(poller)
         self._listeners: dict[int, ListenerState] = {}
         self._accepted = self._connected = 0
+        self._room = math.inf                            # descriptors for links, and what of it
+        self._given = 0                                  # relays have that were given away, and
+        self._wanted = 0                                 # clients will want for their upstreams
 
     def bury(self, link: LinkState, *, abort: bool = False) -> None:
         """Close the descriptor, drop what the link owns; its `Closed` is the caller's to post."""
@@ -85,6 +90,7 @@ class Arrivals(Reactor):
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_MAX)
         self._listeners[listener.number] = listener
+        self._room = len(self._links) + self._given + max(2, self._free_for_links())
         self.touch(listener)
         return listener.number
 
@@ -103,6 +109,9 @@ class Arrivals(Reactor):
             sock = listener.sock
             if sock is None:
                 return
+            if not self._may_accept():
+                self._pause(listener, Fault.NO_DESCRIPTORS)
+                return
             try:
                 client, name = sock.accept()
             except BlockingIOError:
@@ -114,12 +123,16 @@ class Arrivals(Reactor):
                 return
             self._resume(listener)
             self._accepted += 1
-            link = self._open(client, is_unix=listener.is_unix, inherits=True)
+            link = self._open(client, is_unix=listener.is_unix, inherits=True, wants=1)
             local = listener.local or address_of(client.getsockname())
             self.post(
                 link, Accepted(self.now(), link.number, listener.number, address_of(name), local)
             )
         self._resume(listener)
+
+    def _may_accept(self) -> bool:
+        """Whether one more could be connected on, and all that are here already."""
+        return len(self._links) + self._given + max(0, self._wanted) + 2 <= self._room
 
     def _pause(self, listener: ListenerState, fault: Fault) -> None:
         if not listener.paused:
@@ -148,15 +161,17 @@ class Arrivals(Reactor):
     def pair(self) -> tuple[Link, Link]:
         """See contract.Engine.pair."""
         one, two = self._open_pair()
-        return self._open(one, is_unix=True).number, self._open(two, is_unix=True).number
+        near = self._open(one, is_unix=True, wants=-1)
+        return near.number, self._open(two, is_unix=True).number
 
     def connect(self, address: Address, source: str = "") -> Link:
         """See contract.Engine.connect."""
         assert not address.builtin
         assert not source or not address.is_unix
-        link = LinkState(self._number(), CONNECTING)
+        link = LinkState(self._number(), CONNECTING, wants=-1)
         link.address = address
         self._links[link.number] = link
+        self._wanted += link.wants
         try:
             link.attach(self._open_socket(family_of(address)), is_unix=address.is_unix)
             if source:
@@ -167,12 +182,13 @@ class Arrivals(Reactor):
         return link.number
 
     def _open(
-        self, sock: socket.socket, *, is_unix: bool, inherits: bool = False
+        self, sock: socket.socket, *, is_unix: bool, inherits: bool = False, wants: int = 0
     ) -> LinkState:
         """A connected socket becomes a link, held; one that `inherits` has its listener's options.
         """
         sock.setblocking(False)
-        link = LinkState(self._number(), OPEN)
+        link = LinkState(self._number(), OPEN, wants)
+        self._wanted += wants
         link.attach(sock, is_unix=is_unix)
         if not inherits:
             self._set_nodelay(link)

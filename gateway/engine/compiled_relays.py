@@ -10,6 +10,7 @@ Never: look at a byte. What the driver does is in `relay_loop.pyx`; where it wai
 import math
 from typing import TYPE_CHECKING
 
+from gateway.engine import descriptors
 from gateway.engine.epoll_relays import EpollRelays
 from gateway.engine.link_state import LinkState
 from gateway.engine.relay_driver import set_user_timeout, undelivered
@@ -35,7 +36,9 @@ class CompiledRelays:
 
     def __init__(self, engine: "SocketEngine", ring: "RingRelays | None" = None):
         self._engine = engine
-        self._driver: EpollRelays | RingRelays = ring if ring is not None else EpollRelays()
+        self._driver: EpollRelays | RingRelays = (
+            ring if ring is not None else EpollRelays(descriptors.pipes_max())
+        )
         self.slots: dict[Link, int] = {}
 
     def fileno(self) -> int:

@@ -34,7 +34,8 @@ verb in the wrong order (a second `relay`, `send` after `finish`) is a bug and a
     What was still open is closed without an event, with RST where bytes were still to go.
 12. Early bytes given to `relay` pass through its rules before any that arrive later.
 13. When no descriptor or memory is free, accepting pauses and resumes by itself; clients wait in
-    the backlog, nothing spins; `AcceptPaused` and `AcceptResumed` say so once each.
+    the backlog, nothing spins; `AcceptPaused` and `AcceptResumed` say so once each. It pauses
+    before: each link that was accepted keeps a descriptor free for one that will be connected.
 14. A Python signal handler runs within 10 ms of its signal, also when the engine is idle. It may
     interrupt a turn anywhere, so of the verbs it may call `stop` only; for all else it writes to
     a socketpair whose other end was adopted.

@@ -258,6 +258,7 @@ class SocketEngine(Arrivals):
         self._clear_timers(link)
         link.state = DEAD
         link.drop_queue()
+        self._wanted -= link.wants
         self._closed += 1
 
     # --- Relays -----------------------------------------------------------------------------
@@ -312,6 +313,9 @@ class SocketEngine(Arrivals):
         assert link.sock is not None
         self.unwatch(link)
         link.drop_queue()
+        self._wanted -= link.wants
+        link.wants = 0
+        self._given += 1
         sock, link.sock = link.sock, None
         if link.timers is None and not link.news:
             del self._links[link.number]
@@ -327,6 +331,7 @@ class SocketEngine(Arrivals):
                 self._clear_timers(link)
                 link.state = DEAD
         self._closed += 2
+        self._given -= 2
         self.freed()
         self.post(self._links[client], *batch)
 

@@ -106,11 +106,13 @@ class LinkState(Endpoint):
         "shut",
         "state",
         "timers",
+        "wants",
     )
 
-    def __init__(self, number: int, state: State):
+    def __init__(self, number: int, state: State, wants: int = 0):
         super().__init__(number)
         self.state = state
+        self.wants = wants         # descriptors: 1 for a client, and -1 for its upstream's link
         self.address: Address | None = None         # while connecting
         self.reading = False
         self.finished = False                       # FIN came

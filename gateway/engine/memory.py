@@ -105,5 +105,9 @@ class MemoryEngine(SocketEngine):
     def _open_pair(self) -> tuple[socket.socket, socket.socket]:
         return cast("tuple[socket.socket, socket.socket]", self.network.open_pair())
 
+    def _free_for_links(self) -> float:
+        """They run out by the weather, which nobody foresees."""
+        return math.inf
+
     def _wake(self) -> None:
         self._woken = True

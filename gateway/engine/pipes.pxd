@@ -16,9 +16,11 @@ cdef class Pipes:
     cdef int _max
     cdef int _free[PIPES_MAX]
     cdef int _free_count
+    cdef int _in_vain           # times that the kernel is not asked, since it refused
     cdef readonly int in_use
 
     cdef int take(self) noexcept nogil
     cdef void give_back(self, int index) noexcept nogil
+    cdef bint _try_to_make(self, int index) noexcept nogil
     cdef bint _make(self, Pipe *pipe) noexcept nogil
     cdef void _unmake(self, Pipe *pipe) noexcept nogil

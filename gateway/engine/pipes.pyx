@@ -4,6 +4,7 @@
 - Pipes are made on demand, of 256 KiB: with smaller ones a splice costs up to twice as much.
 - A user may have 16,384 pages in pipes over all his processes (fs.pipe-user-pages-soft); past that
   a new pipe silently has two. Such a one is not used: a copy is cheaper.
+- Descriptors may run out, and be free again: who asks in vain is not asked again at once.
 - A pipe comes back empty, or it is closed: stale bytes would reach a stranger.
 """
 
@@ -20,6 +21,7 @@ from gateway.engine.ledger cimport L_PIPES, L_PIPES_LENT, count_freed, count_mad
 
 cdef enum:
     SIZE = 256 * 1024
+    PATIENCE = 64               # asked for a new pipe so often in vain, the kernel is asked again
 
 
 cdef class Pipes:
@@ -41,17 +43,15 @@ cdef class Pipes:
         """The index of an empty pipe, or NO_PIPE."""
         cdef int index
         if self._free_count:
+            index = self._free[self._free_count - 1]
+            if self.pipes[index].out_fd < 0 and not self._try_to_make(index):
+                return NO_PIPE
             self._free_count -= 1
-            self.in_use += 1
-            count_made(L_PIPES_LENT)
-            return self._free[self._free_count]
-        if self._made >= self._max:
+        elif self._made < self._max and self._try_to_make(self._made):
+            index = self._made
+            self._made += 1
+        else:
             return NO_PIPE
-        index = self._made
-        if not self._make(&self.pipes[index]):
-            self._max = self._made          # what failed once will fail again: do not ask each time
-            return NO_PIPE
-        self._made += 1
         self.in_use += 1
         count_made(L_PIPES_LENT)
         return index
@@ -61,18 +61,28 @@ cdef class Pipes:
         cdef Pipe *pipe = &self.pipes[index]
         self.in_use -= 1
         count_freed(L_PIPES_LENT)
+        self._free[self._free_count] = index
         if pipe.held:
             self._unmake(pipe)
-            if not self._make(pipe):
-                pipe.out_fd = -1            # this place is never given out again
-                pipe.held = 0
-                return
-        self._free[self._free_count] = index
+            if not self._make(pipe):        # its place is tried again, once no other is free
+                self._free[self._free_count] = self._free[0]
+                self._free[0] = index
         self._free_count += 1
+
+    cdef bint _try_to_make(self, int index) noexcept nogil:
+        """Unless it was just tried in vain."""
+        if self._in_vain:
+            self._in_vain -= 1
+            return False
+        if self._make(&self.pipes[index]):
+            return True
+        self._in_vain = PATIENCE
+        return False
 
     cdef bint _make(self, Pipe *pipe) noexcept nogil:
         cdef int fds[2]
         pipe.held = 0
+        pipe.out_fd = -1
         if pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0:
             return False
         fcntl(fds[1], F_SETPIPE_SZ, SIZE)
@@ -87,4 +97,5 @@ cdef class Pipes:
     cdef void _unmake(self, Pipe *pipe) noexcept nogil:
         close_fd(pipe.out_fd)
         close_fd(pipe.in_fd)
+        pipe.out_fd = -1
         count_freed(L_PIPES)

@@ -77,6 +77,10 @@ class Reactor:
         """Two connected, non-blocking stream sockets; raises OSError."""
         raise NotImplementedError
 
+    def _free_for_links(self) -> float:
+        """Descriptors that links may yet take."""
+        raise NotImplementedError
+
     def random_bytes(self, count: int) -> bytes:
         """Unpredictable bytes, for masks and pings."""
         raise NotImplementedError

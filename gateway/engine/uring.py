@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from gateway.engine import descriptors
 from gateway.engine.compiled_relays import CompiledRelays
 from gateway.engine.contract import Deliver
 from gateway.engine.core import SocketEngine
@@ -57,10 +58,11 @@ class UringEngine(SocketEngine):
     ) -> None:
         assert form in ("completions", "readiness")
         self.form = form
+        pipes = descriptors.pipes_max()
         self._ring = (
-            RingCompletions(entries=entries, completions=completions, buffers=buffers)
+            RingCompletions(pipes, entries=entries, completions=completions, buffers=buffers)
             if form == "completions"
-            else RingRelays(entries=entries, completions=completions)
+            else RingRelays(pipes, entries=entries, completions=completions)
         )
         super().__init__(self._ring)
         self.compiled = CompiledRelays(self, self._ring)
@@ -138,6 +140,9 @@ class UringEngine(SocketEngine):
 
     def _open_pair(self) -> tuple[socket.socket, socket.socket]:
         return socket.socketpair()
+
+    def _free_for_links(self) -> float:
+        return descriptors.free_for_links()
 
     def _wake(self) -> None:
         self._woken = True

@@ -33,6 +33,7 @@ try:
 except ImportError:                # nothing was compiled: relays run in Python
     CompiledRelays = None  # type: ignore[assignment, misc]
 
+from gateway.engine import descriptors
 from gateway.engine.contract import Deliver
 from gateway.engine.core import SocketEngine
 from gateway.engine.relay_driver import RelayFactory
@@ -122,6 +123,9 @@ class UvEngine(SocketEngine):
 
     def _open_pair(self) -> tuple[socket.socket, socket.socket]:
         return socket.socketpair()
+
+    def _free_for_links(self) -> float:
+        return descriptors.free_for_links()
 
     def _wake(self) -> None:
         if not self._woken:

@@ -27,9 +27,14 @@ class Desk:
     governor: Governor = field(default_factory=Governor)
     news: list[News] = field(default_factory=list)  # of all pools; who reads it empties it
     _rules: dict[tuple[int, bool, bool], tuple[Route, RelayRules]] = field(default_factory=dict)
+    _rules_of: Table | None = None           # the table that they were made for
 
     def rules_of(self, route: Route, *, raw: bool, deflate: bool) -> RelayRules:
-        """`rules_of`, made once for a route: all its relays share one object."""
+        """`rules_of`, made once for a route: all its relays share one object. A new table ends
+        that; a session that began with the old one adds its route once more, until the next."""
+        if self._rules_of is not self.table:
+            self._rules.clear()
+            self._rules_of = self.table
         key = (id(route), raw, deflate)
         kept = self._rules.get(key)
         if kept is None:

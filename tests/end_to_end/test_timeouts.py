@@ -16,6 +16,8 @@ from end_to_end.wire import (
     Wire,
     close_frame,
     frame,
+    plain,
+    upgrade,
 )
 
 BEAT = 0.2  # seconds, as the table below has it
@@ -39,6 +41,8 @@ def gateway(start_shared: Starter, upstream: Upstream) -> Gateway:
         + route("beat", url, quick, beats, 'heartbeat_timeout = "400ms"')
         + route("raw", upstream.url("tcp"), quick, beats, 'heartbeat_timeout = "400ms"')
         + route("off", url, quick, 'heartbeat = "off"')
+        + route("echo", "builtin:echo", 'write_timeout = "400ms"')
+        + route("page", "builtin:page", 'write_timeout = "400ms"', path="/")
     )
 
 
@@ -110,6 +114,27 @@ def test_write_timeout(ends: Ends, first: str) -> None:
     assert one.end() == "reset"
     record = ends.record(cause="stalled")
     assert record["blame"] == ("client" if first == CLIENT else "upstream")
+
+
+def test_write_timeout_of_an_echo(ends: Ends) -> None:
+    """It mirrors what is read from it: a client that only sends is at fault, and the record says
+    so, though the echo takes no more bytes either."""
+    client = ends.client()
+    client.send(upgrade("/echo"))
+    assert client.read_head().status == 101
+    flood = frame(BINARY, bytes(100_000))
+    while client.send_anyway(flood):
+        pass
+    record = ends.record(cause="stalled", route="echo")
+    assert (record["blame"], record["detail"]) == ("client", "write_timeout: it took no byte")
+
+
+def test_write_timeout_of_a_page(ends: Ends) -> None:
+    """A client that asks and asks, and reads no answer, is held and then cut."""
+    client = ends.client()
+    while client.send_anyway(plain("/") * 1000):
+        pass                                     # raises before the default of 30 s is over
+    assert ends.record(route="page")["status"] == 200
 
 
 # --- Heartbeat -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.engine.contract import Engine
+from gateway.engine.descriptors import SPARE
 from gateway.engine.uring import UringEngine
 from gateway.engine.uv import UvEngine
 from gateway.errors import Fault
@@ -24,6 +25,7 @@ from gateway.events import (
     AcceptPaused,
     AcceptResumed,
     Address,
+    Connected,
     ConnectFailed,
     Event,
     Finished,
@@ -56,14 +58,20 @@ def greet(engine: Engine, descriptor: int) -> None:
 
 
 def starve(engine: Engine, descriptor: int) -> None:
-    """Have only a few descriptors, and hold clients. At a byte from any of them close all, and
-    from then on each that is accepted."""
+    """Have descriptors for three clients and their upstreams, and hold clients; when no more come
+    in, connect for each of them and use up the rest. At a byte from any of them close all, and from
+    then on each that is accepted."""
     clock, _ = engine.pair()
-    in_use = len(list(Path("/proc/self/fd").iterdir()))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 3, in_use + 3))
+    upstream = socket.create_server(("127.0.0.1", 0))
+    target = Address(host="127.0.0.1", port=upstream.getsockname()[1])
+    in_use = len(list(Path("/proc/self/fd").iterdir())) - 1     # less the one of this very look
+    limit = in_use + 2 * 3 + SPARE
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     listener = engine.listen(socket.socket(fileno=descriptor))
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     held: list[int] = []
+    own: list[int] = []
+    left: list[int] = []
     accepted = turns = 0
     letting_go = False
 
@@ -73,10 +81,13 @@ def starve(engine: Engine, descriptor: int) -> None:
         say("paused", event.fault.name)
         if not letting_go:
             turns = engine.turns  # type: ignore[attr-defined]
-            engine.connect(Address(host="127.0.0.1", port=1))
+            own.extend(engine.connect(target) for _ in held)
             with contextlib.suppress(OSError):
-                engine.pair()
-                say("a pair in spite of it")
+                while True:
+                    own.extend(engine.pair())
+            with contextlib.suppress(OSError):
+                left.append(os.dup(0))              # where an odd number was left
+            engine.connect(target)
             engine.set_timer(clock, "look", engine.now() + 0.5)
 
     def deliver(batch: list[Event]) -> None:
@@ -91,6 +102,8 @@ def starve(engine: Engine, descriptor: int) -> None:
                 on_paused(event)
             elif isinstance(event, AcceptResumed):
                 say("resumed")
+            elif isinstance(event, Connected):
+                say("connected")
             elif isinstance(event, ConnectFailed):
                 assert event.fault is Fault.NO_DESCRIPTORS
                 say("no descriptor to connect with")
@@ -98,8 +111,10 @@ def starve(engine: Engine, descriptor: int) -> None:
                 say("turns", engine.turns - turns)  # type: ignore[attr-defined]
             elif isinstance(event, Received):
                 letting_go = True
-        while letting_go and held:
-            engine.close(held.pop())
+        while letting_go and (held or own):
+            engine.close(own.pop() if own else held.pop())
+        while letting_go and left:
+            os.close(left.pop())
 
     say("ready")
     engine.run(deliver)

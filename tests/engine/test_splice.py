@@ -1,5 +1,6 @@
 """Large payloads pass through the kernel alone, and every rule holds exactly while they do."""
 
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -212,6 +213,26 @@ class TestPipes:
         one_more.send(Side.UPSTREAM, data)
         one_more.arrives(Side.UPSTREAM, data)
         assert spliced(one_more, Side.UPSTREAM), "a pipe came back"
+
+    def test_descriptors_that_ran_out_come_back(self, roads: Roads) -> None:
+        """Without them all is copied; once they are free again there are pipes again, soon."""
+        road = roads.open()
+        data = frame_of(Side.CLIENT, noise(HOT))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+            road.send(Side.CLIENT, data)
+            road.arrives(Side.CLIENT, data)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        counts = road.counts()[Side.CLIENT]
+        assert (counts.spliced, counts.not_spliced) == (0, "no pipe was free")
+        for _ in range(100):
+            road.send(Side.CLIENT, data)
+            road.arrives(Side.CLIENT, data)
+            if spliced(road, Side.CLIENT):
+                return
+        pytest.fail("never again a pipe")
 
     def test_a_pipe_with_bytes_in_it_reaches_no_stranger(self) -> None:
         """With a single pipe, whose first user is cut while it holds bytes."""

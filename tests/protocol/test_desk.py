@@ -1,12 +1,13 @@
-"""What `balance = "hash"` goes by, from real requests."""
+"""What `balance = "hash"` goes by, from real requests; and what relays share."""
 
 import pytest
 
 from gateway.events import Address
-from gateway.protocol.desk import hash_key
+from gateway.limits import Limits
+from gateway.protocol.desk import Desk, hash_key
 from gateway.protocol.http1 import Request, RequestReader
-from gateway.routing import Match
-from gateway.table import Route
+from gateway.routing import Match, RouteTable
+from gateway.table import Route, Table
 
 CLIENT = Address(host="192.0.2.7", port=1)
 
@@ -39,6 +40,18 @@ def key(hash_on: str, head: Request, **captures: str) -> bytes:
 )
 def test_a_cookie_is_found_whatever_stands_beside_it(field: bytes) -> None:
     assert key("cookie:session", request(b"/", b"Cookie: " + field)) == b"S"
+
+
+def test_rules_of_old_tables_are_not_kept() -> None:
+    """The relays of a route share them; a reload begins anew, however many there are."""
+    desk = Desk(Table(), RouteTable(()), {}, Limits(1), bytes)
+    for _ in range(5):
+        route = Route(name="ws")
+        desk.table = Table(routes=(route,))
+        rules = desk.rules_of(route, raw=False, deflate=False)
+        assert desk.rules_of(route, raw=False, deflate=False) is rules
+        assert desk.rules_of(route, raw=False, deflate=True) is not rules
+        assert len(desk._rules) == 2
 
 
 def test_a_cookie_in_a_second_field() -> None:
