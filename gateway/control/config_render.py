@@ -36,6 +36,8 @@ def effective(route: Route, upstream: Upstream) -> Iterator[tuple[str, str]]:
     """The limits, times and codes that hold on a route, as (key, value in TOML)."""
     kind = upstream.builtin or upstream.scheme
     if kind == "page":
+        for key in ("write_timeout", "close_timeout"):
+            yield key, _value(key, getattr(route, key))
         return
     for key in _LIMITS:
         yield key, _value(key, getattr(route, key))

@@ -177,10 +177,8 @@ def _about_winner(
             lines.append(f"removes: {', '.join(route.remove_fields)}")
     elif kind == "tcp":
         lines.append("target: none; the upstream sees only the bytes of messages")
-    settings = list(effective(route, upstream))
-    if settings:
-        lines += ["", "in force:"]
-        lines += [f"  {key} = {value}" for key, value in settings]
+    lines += ["", "in force:"]
+    lines += [f"  {key} = {value}" for key, value in effective(route, upstream)]
     return lines
 
 

@@ -138,7 +138,7 @@ def test_builtin_routes() -> None:
     assert "upstream: builtin:echo, in the gateway itself\n" in explain(demo, "/echo")
     page = explain(demo, "ws://127.0.0.1:8080")
     assert 'route: "page"' in page
-    assert "in force" not in page
+    assert 'in force:\n  write_timeout = "30s"\n  close_timeout = "5s"\n' in page
 
 
 @pytest.mark.parametrize(
