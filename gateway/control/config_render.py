@@ -79,7 +79,10 @@ def _gateway(table: Table) -> list[str]:
         "[gateway]",
         f"engine = {toml_string(settings.engine)}",
         f"ring = {toml_string(settings.ring)}",
+        f"workers = {settings.workers or toml_string('auto')}",
+        f"pin = {_boolean(settings.pin)}",
         f'drain = "{written_duration(settings.drain)}"',  # 0 is a time here: nothing is "off"
+        f'drain_delay = "{written_duration(settings.drain_delay)}"',
         f"log = {toml_string(settings.log)}",
         f"log_query = {_boolean(settings.log_query)}",
         sessions,

@@ -19,6 +19,7 @@ from gateway.control import config_addresses as addresses
 from gateway.control import config_values as values
 from gateway.control.config_addresses import Url
 from gateway.control.config_values import Reader, described
+from gateway.control.shared import WORKERS_MAX
 from gateway.errors import TableError, TableErrors
 from gateway.routing import parse_path, quoted
 
@@ -195,7 +196,10 @@ GATEWAY = Section(
         ),
         "engine": values.choice("auto", "io_uring", "uvloop", usual="auto"),
         "ring": values.choice("auto", "completions", "readiness", usual="auto"),
+        "workers": values.count_or_auto(WORKERS_MAX),
+        "pin": values.boolean,
         "drain": values.duration(zero=True),
+        "drain_delay": values.duration(zero=True),
         "log": values.choice("text", "json", usual="text"),
         "log_query": values.boolean,
         "max_sessions": values.count(),
@@ -203,7 +207,7 @@ GATEWAY = Section(
             addresses.network, 'a list of networks such as ["10.0.0.0/8"]', empty=True
         ),
     },
-    frozenset({"workers", "pin", "admin", "control", "drain_delay"}),
+    frozenset({"admin", "control"}),
 )
 
 LISTENER = Section(

@@ -218,6 +218,23 @@ def written_rate(times: float) -> str:
     return f"{round(times)}/s" if times == round(times) else f"{round(times * 60)}/m"
 
 
+def count_or_auto(high: int) -> Reader[int]:
+    """A whole number from 1; 0 for "auto"."""
+    read_count = count(1, high)
+
+    def read(value: object, place: str) -> int:
+        if value == "auto":
+            return 0
+        try:
+            return read_count(value, place)
+        except TableError as error:
+            raise TableError(
+                error.place, error.found, f'"auto", or {error.expected}', error.remedy
+            ) from error
+
+    return read
+
+
 def close_code(value: object, place: str) -> int:
     """A close code that may be sent (RFC 6455 7.4: never 1004, 1005, 1006 and 1015)."""
     expected = "a close code that may be sent: 1000 to 1003, 1007 to 1014, 3000 to 4999"

@@ -10,6 +10,7 @@ Laws of this file:
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -96,6 +97,11 @@ class WorkerHandle(asyncio.Protocol):
         BlockingIOError where it has not taken what it was given before."""
         for number, each in bound.items():
             send_socket(self._spawned.lane, number, each.socket)
+
+    def pin(self, cpu: int) -> None:
+        """Let it run on this CPU alone."""
+        with contextlib.suppress(OSError):           # it is gone already, or the CPU is
+            os.sched_setaffinity(self.pid, {cpu})
 
     def kill(self) -> None:
         """End the process at once."""

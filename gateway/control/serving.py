@@ -17,6 +17,7 @@ import uvloop
 from gateway.control import config
 from gateway.control.channel import Endpoints
 from gateway.control.choice import choose
+from gateway.control.cpus import workers_auto
 from gateway.control.listening import bind_all
 from gateway.control.report import Report
 from gateway.control.resolver import resolve
@@ -46,7 +47,8 @@ def serve(path: Path) -> int:
     report = Report(style=table.gateway.log, log_query=table.gateway.log_query)
     with contextlib.ExitStack() as at_end:
         at_end.callback(report.close)
-        spawned = at_end.enter_context(_processes(1))
+        count = table.gateway.workers or workers_auto()
+        spawned = at_end.enter_context(_processes(count))
         bound = bind_all(table.listeners)
         for each in bound:
             at_end.callback(each.abandon)

@@ -23,6 +23,7 @@ from gateway import __version__
 from gateway.control import channel
 from gateway.control.channel import Endpoints, Message
 from gateway.control.choice import Choice
+from gateway.control.cpus import usable
 from gateway.control.handle import WorkerHandle, WorkerState
 from gateway.control.listening import Bound
 from gateway.control.parts import relays
@@ -40,10 +41,12 @@ EXIT_CUT = 4                  # exit code where a session had to be cut
 
 
 class Phase(Enum):
-    """Of the supervisor. ENDING: the workers were told to drain, or to cut."""
+    """Of the supervisor. LEAVING: not ready any more, but clients are still accepted; ENDING: the
+    workers were told to drain, or to cut."""
 
     STARTING = "starting"
     SERVING = "serving"
+    LEAVING = "leaving"
     ENDING = "ending"
 
 
@@ -84,7 +87,7 @@ class Supervisor:
         self.workers: list[WorkerHandle] = []    # those whose process has not ended
         self.phase = Phase.STARTING
         self.totals = Totals()
-        self._wanted = 0                         # how many workers there should be
+        self.wanted = 0                          # how many workers there should be
         self._back_off: dict[int, float] = {}    # by a worker's number: seconds, next time
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,7 +107,7 @@ class Supervisor:
         self._over = asyncio.Event()
         with self._hear_signals():
             for index, process in enumerate(spawned):
-                self._wanted += 1
+                self.wanted += 1
                 await self._welcome(index, process)
             await self._over.wait()
             for timer in self._timers:
@@ -141,6 +144,9 @@ class Supervisor:
         worker = WorkerHandle(index, spawned, self._heard, self._gone)
         self.workers.append(worker)
         await worker.open()
+        if self.table.gateway.pin:
+            cpus = usable()
+            worker.pin(cpus[index % len(cpus)])
         if self.phase is Phase.ENDING:
             worker.kill()                        # it was on its way when the end came
             return
@@ -154,7 +160,7 @@ class Supervisor:
         worker.tell({
             "do": "begin",
             "worker": index,
-            "workers": self._wanted,
+            "workers": self.wanted,
             "engine": self.setting.choice.engine,
             "form": self.setting.choice.form,
             "max_sessions": self.setting.max_sessions,
@@ -191,7 +197,7 @@ class Supervisor:
             self._error = kind(message["error"])
         elif message["is"] == "serving" and self.phase is Phase.STARTING:
             serving = [one for one in self.workers if one.state is WorkerState.SERVING]
-            if len(serving) == self._wanted:
+            if len(serving) == self.wanted:
                 self.phase = Phase.SERVING
                 self._say_start()
 
@@ -205,7 +211,7 @@ class Supervisor:
             relays=relays(),
             listening=",".join(str(each.address) for each in self.bound.values()),
             routes=len(self.table.routes),
-            workers=self._wanted,
+            workers=self.wanted,
             max_sessions=self.setting.max_sessions,
             pid=os.getpid(),
         )
@@ -252,7 +258,7 @@ class Supervisor:
 
     def _replace(self, index: int) -> None:
         """Start a worker in the place of one that died."""
-        if self.phase is not Phase.SERVING:
+        if self.phase is Phase.ENDING:
             return
         try:
             spawned = spawn()
@@ -273,7 +279,7 @@ class Supervisor:
         elif self.phase is Phase.SERVING:
             self.drain("SIGTERM")
         else:
-            self.cut("a second SIGTERM")
+            self.cut("a second signal")
 
     def _on_interrupt(self) -> None:
         if self.phase is Phase.STARTING:
@@ -287,8 +293,28 @@ class Supervisor:
             "SIGHUP is ignored: the table is read at start alone; restart to read it",
         )
 
+    @property
+    def ready(self) -> bool:
+        """Whether new clients should come: what a load balancer asks."""
+        return self.phase is Phase.SERVING
+
     def drain(self, cause: str) -> None:
-        """Accept nothing more; every session may finish, for as long as the table says."""
+        """Not ready from now on; after `drain_delay` accept nothing more, and every session may
+        finish, for as long as the table says. Repeating it is harmless."""
+        if self.phase is not Phase.SERVING:
+            return
+        self.phase = Phase.LEAVING
+        delay = self.table.gateway.drain_delay
+        if not delay:
+            self._drain(cause)
+            return
+        self.say(self.report.info, "not ready; clients are still accepted for a while",
+                 cause=cause, seconds=delay)
+        self._later(delay, self._drain, cause)
+
+    def _drain(self, cause: str) -> None:
+        if self.phase is Phase.ENDING:
+            return
         seconds = self.table.gateway.drain
         message: Message = {"do": "drain", "seconds": seconds, "cause": cause, "others": False}
         self._end(message, seconds + GRACE)

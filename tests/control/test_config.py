@@ -228,7 +228,10 @@ def test_a_gateway_table_in_full(tmp_path: Path) -> None:
     text = """
 [gateway]
 engine = "uvloop"
+workers = 3
+pin = true
 drain = "1m"
+drain_delay = "5s"
 log = "json"
 log_query = true
 max_sessions = 5
@@ -246,7 +249,8 @@ upstream = "builtin:echo"
 """
     table = config.load(written(tmp_path, text))
     assert table.gateway == GatewaySettings(
-        engine="uvloop", drain=60.0, log="json", log_query=True, max_sessions=5,
+        engine="uvloop", workers=3, pin=True, drain=60.0, drain_delay=5.0, log="json",
+        log_query=True, max_sessions=5,
         trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("::1")),
     )
     assert table.listeners == (

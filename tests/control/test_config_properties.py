@@ -114,7 +114,8 @@ def documents(draw: st.DrawFn) -> str:
     lines = ["[gateway]", 'listen = ["127.0.0.1:0", "unix:g.sock"]']
     lines += [f"{k} = {toml(v)}" for k, v in some({
         "engine": st.sampled_from(["auto", "io_uring", "uvloop"]),
-        "drain": st.just("0s") | durations,
+        "workers": st.just("auto") | st.integers(1, 256), "pin": st.booleans(),
+        "drain": st.just("0s") | durations, "drain_delay": st.just("0s") | durations,
         "log": st.sampled_from(["text", "json"]), "log_query": st.booleans(),
         "max_sessions": st.integers(1, 10**6),
         "trusted_proxies": st.lists(st.sampled_from(["10.0.0.0/8", "::1", "fd00::/8"]),

@@ -90,3 +90,48 @@ def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
         gateway.signal(signal.SIGTERM)
         assert f'"pid":{worker}' in said(gateway, "a worker does not end; it is killed")[0]
         assert gateway.wait() == 4
+
+
+def test_many_workers_share_the_addresses(tmp_path: Path) -> None:
+    """The start line says how many; each accepts; all end with the supervisor."""
+    with launch(head("workers = 3", "pin = true") + route("echo", "builtin:echo"), tmp_path) as one:
+        assert '"workers":3' in said(one, '"serving"')[0]
+        assert len(one.workers) == 3
+        allowed = os.sched_getaffinity(0)
+        for pid in one.workers:
+            cpus = os.sched_getaffinity(pid)
+            assert len(cpus) == 1 and cpus <= allowed
+        for pid in one.workers[:2]:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            for _ in range(5):
+                with socket.create_connection(("127.0.0.1", one.port), PATIENCE) as client:
+                    client.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+                    assert client.recv(100).startswith(b"HTTP/1.1 404"), "the third serves all"
+        finally:
+            for pid in one.workers[:2]:
+                os.kill(pid, signal.SIGCONT)
+        one.signal(signal.SIGTERM)
+        assert one.wait() == 0
+        assert '"accepted":5' in said(one, '"ended"')[0]
+
+
+def test_clients_are_accepted_while_load_balancers_learn(tmp_path: Path) -> None:
+    """For `drain_delay`; a second signal is less patient."""
+    table = head('drain_delay = "60s"') + route("echo", "builtin:echo")
+    with launch(table, tmp_path) as one:
+        one.signal(signal.SIGTERM)
+        said(one, "not ready; clients are still accepted")
+        with socket.create_connection(("127.0.0.1", one.port), PATIENCE) as client:
+            client.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 404")
+        one.signal(signal.SIGTERM)
+        assert one.wait() == 0
+
+
+def test_the_drain_begins_after_its_delay(tmp_path: Path) -> None:
+    table = head('drain_delay = "100ms"') + route("echo", "builtin:echo")
+    with launch(table, tmp_path) as one:
+        one.signal(signal.SIGTERM)
+        assert one.wait() == 0
+        assert said(one, "draining")

@@ -270,9 +270,12 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 
 
 def head(*further: str, listen: Sequence[str] = ("127.0.0.1:0",)) -> str:
-    """The `[gateway]` of a table, with these further lines."""
+    """The `[gateway]` of a table, with these further lines. One worker, unless they say otherwise.
+    """
     addresses = ", ".join(f'"{address}"' for address in listen)
     lines = [f"listen = [{addresses}]", 'engine = "{engine}"', 'log = "json"', *further]
+    if not any(line.startswith("workers") for line in further):
+        lines.append("workers = 1")
     return "\n".join(["[gateway]", *lines]) + "\n"
 
 

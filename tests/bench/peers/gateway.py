@@ -19,6 +19,7 @@ TABLE = """\
 listen = ["127.0.0.1:@LISTEN@"]
 engine = "@ENGINE@"
 ring   = "@RING@"
+@WORKERS@
 
 [[route]]
 name     = "bench"
@@ -35,6 +36,10 @@ except ImportError:
     form = "Python relay"
 print(gateway.__version__, form, sep=", ")
 """
+
+
+SUPERVISOR = "gateway/control/supervisor.py"
+ONE = "workers = 1"              # a tree without a supervisor has one process, and no such key
 
 
 class Gateway(Proxy):
@@ -83,6 +88,7 @@ class Gateway(Proxy):
             UPSTREAM=upstream,
             ENGINE=self._engine,
             RING=self._ring,
+            WORKERS=ONE if (self._tree / SUPERVISOR).exists() else "",
             SCHEME="tcp" if mode == RAW else "ws",
             SUBPROTOCOLS='subprotocols = ["binary"]' if mode == RAW else "",
         )
