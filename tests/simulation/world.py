@@ -79,6 +79,7 @@ class Notes:
     records: list[AccessRecord] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    said: bool = False                # nothing of it waits to be flushed
     waiting: bool = False
     dropped: int = 0
 
