@@ -93,11 +93,11 @@ class CompiledRelays:
         """Counters of a running relay."""
         return self._driver.counts(self.slots[link])
 
-    def drain(self) -> None:
-        """Do what is ready. A ring does it in its own wait."""
+    def drain(self, alarm_at: float) -> bool:
+        """Do what is ready and due. True: ends are to be reported, or an alarm set that is sooner
+        than this one. A ring does all that in its own wait."""
         assert isinstance(self._driver, EpollRelays)
-        if self._driver.drain():
-            self.report()
+        return self._driver.drain(alarm_at)
 
     def next_at(self) -> float:
         """When `tick` is due; infinite if never."""

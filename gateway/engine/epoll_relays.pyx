@@ -14,6 +14,7 @@ It is the driver wherever io_uring is refused. Facts:
 
 cimport cython
 from libc.errno cimport errno
+from libc.math cimport INFINITY
 from libc.stdint cimport uint32_t, uint64_t
 
 from gateway.engine.linux cimport (
@@ -35,6 +36,7 @@ from gateway.engine.relay_slots cimport UNWATCHED, Far, Slot, clock
 
 cdef enum:
     BATCH = 256                      # events of one epoll_wait
+    FEW = 16                         # with fewer, the next wait is the outer loop's
 
 cdef double DRAIN_LIMIT = 0.002      # seconds that one drain may take before Python has its turn
 
@@ -61,11 +63,16 @@ cdef class EpollRelays(RelayLoop):
             close_fd(self._epoll)
             self._epoll = -1
 
-    def drain(self):
-        """Do what is ready, for a bounded time. Returns True if relays ended."""
+    def drain(self, double alarm_at=INFINITY):
+        """Do what is ready and what is due, for a bounded time. Returns True if relays ended, or
+        if `next_at` is sooner than `alarm_at` now: mostly nothing is left for Python to do."""
         with nogil:
             self._drain()
-        return self.ended_size > 0
+            if self._heap_size and self.slot(self._heap[0]).armed_at <= self.now:
+                self.fire()
+        return self.ended_size > 0 or (
+            self._heap_size > 0 and self.slot(self._heap[0]).armed_at < alarm_at
+        )
 
     cdef void _drain(self) noexcept nogil:
         cdef epoll_event events[BATCH]
@@ -92,6 +99,8 @@ cdef class EpollRelays(RelayLoop):
                     and slot.generation == <uint32_t>(data >> 33)
                 ):
                     self.ready(index, data & 1, events[i].events)
+            if count < FEW:
+                return                  # too little time went by for more to have come
             self.now = clock()
             if self.now >= until or self.ended_size:
                 return

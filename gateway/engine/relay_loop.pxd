@@ -4,13 +4,28 @@ A subclass owns the waiting. It overrides `watch` and `forget`, calls `ready` fo
 `fire` when `next_at` is due, and keeps `now` current. See relay_loop.pyx.
 """
 
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
+from gateway.engine.linux cimport EPOLLIN
+from gateway.engine.pipes cimport NO_PIPE
+from gateway.engine.relay cimport OPEN, Leg
 from gateway.engine.relay_carriage cimport RelayCarriage
-from gateway.engine.relay_slots cimport Slot
+from gateway.engine.relay_slots cimport Far, Slot
 
 cdef class RelayLoop(RelayCarriage):
     cdef readonly uint64_t turns     # waits that found something
+
+    @cython.final
+    cdef inline bint _is_calm(self, Slot *slot, int side) noexcept nogil:
+        """Nothing waits for this side or in it, and what is watched is right: as mostly."""
+        cdef Far *far = &slot.far[side]
+        cdef Leg *leg = &slot.relay.legs[side]
+        return (
+            far.mask == EPOLLIN and leg.reading and leg.fate == OPEN and far.queue == NULL
+            and far.pipe == NO_PIPE
+            and not (far.again or far.blocked or far.fault or far.sending) and far.fd >= 0
+        )
 
     cdef bint _pump_leg(self, Slot *slot, int side) noexcept nogil
     cdef tuple _counts(self, Slot *slot)

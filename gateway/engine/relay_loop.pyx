@@ -268,6 +268,9 @@ cdef class RelayLoop(RelayCarriage):
         cdef Slot *slot = self.slot(index)
         cdef int side
         cdef bint again = True
+        if self._is_calm(slot, CLIENT) and self._is_calm(slot, UPSTREAM):
+            self._arm(index)
+            return
         while again:
             again = False
             for side in range(2):

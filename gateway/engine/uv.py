@@ -60,7 +60,7 @@ class UvEngine(SocketEngine):
         self._loop.add_reader(self._epoll.fileno(), self._guarded_turn)
         if compiled and CompiledRelays is not None:
             self.compiled = CompiledRelays(self)
-            self._loop.add_reader(self.compiled.fileno(), self._guarded, self.compiled.drain)
+            self._loop.add_reader(self.compiled.fileno(), self._drain, self.compiled)
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._error: BaseException | None = None
@@ -137,6 +137,11 @@ class UvEngine(SocketEngine):
         self._woken = False
         self._guarded(self._turn)
 
+    def _drain(self, relays: "CompiledRelays") -> None:
+        """Relays are ready. It is the one path that is taken for every few messages."""
+        if not self._stopping and self._error is None and relays.drain(self._alarm_at):
+            self._guarded(relays.report)
+
     def _guarded(self, work: Callable[[], None]) -> None:
         """Do a part of a turn; see to it that what it left behind is done soon."""
         if self._stopping or self._error is not None:
@@ -175,6 +180,7 @@ class UvEngine(SocketEngine):
                 return
             self._alarm.cancel()
             self._alarm = None
+            self._alarm_at = math.inf
         if at < math.inf:
             delay = min(max(0.0, at - self.now()), LATEST_S)
             self._alarm_at = at
@@ -182,4 +188,5 @@ class UvEngine(SocketEngine):
 
     def _on_alarm(self) -> None:
         self._alarm = None
+        self._alarm_at = math.inf
         self._guarded_turn()
