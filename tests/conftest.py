@@ -58,7 +58,8 @@ def needs_ring(item: pytest.Item) -> bool:
     marked = item.get_closest_marker("ring") is not None
     parameters = getattr(item, "callspec", None)
     return marked or item.path.name in RING_FILES or (
-        parameters is not None and "io_uring" in parameters.params.values()
+        parameters is not None
+        and any(str(value).startswith("io_uring") for value in parameters.params.values())
     )
 
 

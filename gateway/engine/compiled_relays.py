@@ -52,6 +52,11 @@ class CompiledRelays:
         return int(self._driver.stats()["queued"])
 
     @property
+    def calls(self) -> int:
+        """System calls that moved bytes of relays or waited for them, ever."""
+        return self._driver.calls + self._driver.waits
+
+    @property
     def live(self) -> int:
         """Relays that run."""
         return self._driver.live

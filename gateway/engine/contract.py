@@ -74,6 +74,7 @@ class Stats:
     accepted: int = 0             # ever
     connected: int = 0
     closed: int = 0
+    calls: int = 0                # system calls of compiled relays, and those that waited for them
 
 
 class Engine(Protocol):

@@ -463,6 +463,7 @@ class SocketEngine(Arrivals):
             accepted=self._accepted,
             connected=self._connected,
             closed=self._closed,
+            calls=compiled.calls if compiled else 0,
         )
 
     def _close_all(self) -> None:

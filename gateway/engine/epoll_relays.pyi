@@ -12,6 +12,8 @@ class EpollRelays:
 
     live: int
     turns: int
+    calls: int
+    waits: int
     queues: int
     tails: int
     ended_waiting: int

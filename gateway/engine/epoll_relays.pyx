@@ -46,11 +46,17 @@ cdef class EpollRelays(RelayLoop):
     """See RelayLoop; and `drain`, when `fileno` is readable."""
 
     cdef int _epoll
+    cdef uint64_t _waits
 
     def __cinit__(self, *args, **named):
         self._epoll = epoll_create1(EPOLL_CLOEXEC)
         if self._epoll < 0:
             raise OSError(errno, "epoll_create1")
+
+    @property
+    def waits(self):
+        """System calls that asked who is ready, ever."""
+        return self._waits
 
     def fileno(self):
         """The descriptor to watch for reading."""
@@ -84,6 +90,7 @@ cdef class EpollRelays(RelayLoop):
         self.now = clock()
         until = self.now + DRAIN_LIMIT
         while True:
+            self._waits += 1
             count = epoll_wait(self._epoll, events, BATCH, 0)
             if count <= 0:
                 return

@@ -10,6 +10,8 @@ class RingRelays:
 
     live: int
     turns: int
+    calls: int
+    waits: int
     queues: int
     tails: int
     ended_waiting: int

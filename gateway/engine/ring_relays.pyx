@@ -86,6 +86,11 @@ cdef class RingRelays(RelayLoop):
                 tries = 0
         return self.ring.close()
 
+    @property
+    def waits(self):
+        """System calls into the ring, ever."""
+        return self.ring.enters
+
     # --- The poller of the engine in Python ------------------------------------------------------
 
     def register(self, int fd, uint32_t mask):

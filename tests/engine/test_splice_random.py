@@ -18,6 +18,7 @@ from gateway import frames
 from gateway.events import Cause, RelayEnded, RelayRules, Side
 
 LIVES = 30
+RINGS = ["io_uring", "io_uring-completions"]
 SIZES = (0, 1, 125, 126, 1000, 32_767, 32_768, 65_535, 65_536, 100_000, 262_144, MEBIBYTE)
 STREAM_MAX = 2 * MEBIBYTE
 ENDS = ("close", "fin", "cut by fin", "cut by rst", "bad frame", "too big", "drain", "killed")
@@ -231,11 +232,11 @@ def check_sound(plan: Plan, life: Life, ended: RelayEnded) -> None:
 
 @pytest.mark.parametrize("seed", range(LIVES))
 def test_lives(seed: int, tmp_path: Path, ring_refused: str) -> None:
-    """One seed, three drivers; two where io_uring cannot be had."""
+    """One seed, four drivers; two where io_uring cannot be had."""
     plan = plan_of(seed)
     print(f"seed {seed}: {plan.end} by {plan.ender.name}, {plan.rules}")
     results = []
-    for kind in ("uvloop", *([] if ring_refused else ["io_uring"]), "uvloop-python"):
+    for kind in ("uvloop", *([] if ring_refused else RINGS), "uvloop-python"):
         folder = tmp_path / kind
         folder.mkdir()
         with rig_of(kind, folder) as rig:

@@ -1,0 +1,311 @@
+"""Relays by completions: buffers, their want, sends in flight, receives that come too late.
+
+What holds for both forms of relays in a ring is in `test_uring.py`, which also runs on this one.
+"""
+
+import contextlib
+import random
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.rig import MEBIBYTE, SocketFar, SocketRig, noise
+from engine.test_uring import QUIET, engine_of, frame, relayed, rigged, ring_of
+from gateway import frames
+from gateway.engine.ring_completions import RingCompletions
+from gateway.engine.uring_buffers import RingBuffers
+from gateway.engine.uring_ring import Ring, RingRefused
+from gateway.events import Cause, RelayEnded, RelayRules
+
+ROOT = Path(__file__).parents[2]
+BUFFER = 64 * 1024                 # of uring_buffers.pyx
+BUFFERS = 16
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[SocketRig]:
+    """An engine; behind it no buffer is out, and nothing else is left (`rigged`)."""
+    with rigged(tmp_path, "completions", buffers=BUFFERS) as made:
+        yield made
+
+
+def completions_of(rig: SocketRig) -> RingCompletions:
+    """The engine's loop."""
+    ring = ring_of(rig)
+    assert isinstance(ring, RingCompletions)
+    return ring
+
+
+def out(rig: SocketRig) -> int:
+    """Buffers that are not in the kernel's ring."""
+    return completions_of(rig).stats()["buffers"]
+
+
+def has(far: SocketFar, data: bytes) -> bool:
+    """Exactly this came so far."""
+    return far.received == data
+
+
+# --- Buffers ------------------------------------------------------------------------------------
+
+
+def test_an_idle_link_holds_no_buffer(rig: SocketRig) -> None:
+    """Before its first byte, and behind its last."""
+    four = [relayed(rig) for _ in range(100)]
+    rig.settle(0.01)
+    assert out(rig) == 0
+    for *_, browser, server in four:
+        browser.send(frame())
+        server.send(frames.build_header(frames.BINARY, 64) + noise(64))
+    rig.until(lambda: all(len(b.received) and len(s.received) for *_, b, s in four))
+    assert all(has(server, frame()) for *_, server in four)
+    assert out(rig) == 0
+
+
+def test_without_buffers_links_wait_and_cost_nothing(rig: SocketRig) -> None:
+    """A thousand sides have bytes and there are 16 buffers, none of which comes back. Those who
+    got none sleep; when the buffers are back, all proceed."""
+    four = [relayed(rig) for _ in range(500)]
+    ring = completions_of(rig)
+    rig.settle(0.01)
+    ring.withhold(True)
+    down = frames.build_header(frames.BINARY, 64) + noise(64)
+    for *_, browser, server in four:
+        browser.send(frame())
+        server.send(down)
+    rig.until(lambda: ring.hungry == 1000 - BUFFERS)
+    assert out(rig) == BUFFERS
+    enters, cpu = ring.ring.enters, time.process_time()
+    rig.sleep(0.3)
+    assert ring.ring.enters - enters <= 10
+    assert time.process_time() - cpu < 0.1
+    assert sum(len(b.received) + len(s.received) > 0 for *_, b, s in four) <= BUFFERS
+    ring.withhold(False)
+    rig.until(lambda: all(has(b, down) and has(s, frame()) for *_, b, s in four))
+    assert ring.hungry == 0
+
+
+def test_hungry_links_that_end_are_forgotten(rig: SocketRig) -> None:
+    """Reset, or ended from above, while they wait for a buffer; their places are others' then."""
+    ring = completions_of(rig)
+    ring.withhold(True)
+    four = [relayed(rig) for _ in range(100)]
+    for *_, browser, server in four:
+        browser.send(frame())
+        server.send(frames.build_header(frames.BINARY, 64) + noise(64))
+    rig.until(lambda: ring.hungry == 200 - BUFFERS)
+    for number, (client, *_) in enumerate(four):
+        if number % 2:
+            rig.engine.reset(client)
+        else:
+            rig.engine.end(client, Cause.KILLED)
+    rig.until(lambda: all(rig.has(client, RelayEnded) for client, *_ in four))
+    later = [relayed(rig) for _ in range(100)]
+    ring.withhold(False)
+    rig.settle(0.01)
+    assert ring.hungry == 0
+    for *_, browser, _ in later:
+        browser.send(frame(seed=2))
+    rig.until(lambda: all(has(server, frame(seed=2)) for *_, server in later))
+
+
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_few_buffers_lose_nothing(tmp_path: Path, buffers: int) -> None:
+    """A hundred busy links share one or two of them."""
+    with rigged(tmp_path, "completions", buffers=buffers) as rig:
+        four = [relayed(rig) for _ in range(100)]
+        for turn in range(10):
+            for *_, browser, server in four:
+                browser.send(frame(3000, turn))
+                server.send(frames.build_header(frames.BINARY, 500) + noise(500, turn))
+            rig.settle(0.001)
+        up = b"".join(frame(3000, turn) for turn in range(10))
+        rig.until(lambda: all(len(s.received) == len(up) and len(b.received) == 10 * 504
+                              for *_, b, s in four))
+        assert all(has(server, up) for *_, server in four)
+
+
+def test_a_buffer_of_a_relay_that_is_over_comes_back(rig: SocketRig) -> None:
+    """It is cut when bytes have come for it that nobody has looked at, a thousand times in one
+    place; the next tenant of the place gets its own bytes, and nobody else's."""
+    for turn in range(1000):
+        pairs = [socket.socketpair() for _ in range(2)]
+        client, upstream = (rig.engine.adopt(near) for near, _ in pairs)
+        rig.engine.relay(client, upstream, QUIET)
+        completions_of(rig).wait(rig.engine.now())
+        data = frame(100, turn)
+        pairs[0][1].send(data)
+        if turn % 3 == 0:                                  # its receive is armed and nothing more
+            rig.engine.reset(client)
+        elif turn % 3 == 1:                                # and completes with its cancellation
+            rig.engine.end(client, Cause.KILLED)
+        else:
+            completions_of(rig).wait(rig.engine.now())
+            pairs[1][1].settimeout(20.0)
+            assert pairs[1][1].recv(4096) == data
+            rig.engine.reset(client)
+        for _, far in pairs:
+            far.close()
+    rig.settle(0.01)
+    assert out(rig) == 0
+
+
+def test_a_number_of_buffers_is_a_power_of_two() -> None:
+    """As the kernel wants it."""
+    for wrong in (0, 3, 65_536):
+        with pytest.raises(ValueError, match="power of two"):
+            RingBuffers(wrong)
+    made = RingBuffers(4)
+    assert (made.count, made.out) == (4, 0)
+
+
+def test_a_ring_is_restricted_to_what_it_uses() -> None:
+    """With buffers too; and it uses no multishots, links, or accepts."""
+    ring = Ring(8, 16, 4)
+    assert ring.is_restricted
+    assert ring.buffers is not None
+    assert ring.buffers.out == 0
+    assert ring.close() == 0
+    declared = (ROOT / "gateway/engine/liburing.pxd").read_text().lower()
+    for word in ("multishot", "io_link", "accept", "splice", "bundle", "_zc", "send_zc"):
+        assert not re.search(word, declared), word
+    with pytest.raises(RingRefused):
+        Ring(1 << 20, 16, 4)
+
+
+# --- Sends --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_short_sends_lose_and_repeat_no_byte(rig: SocketRig, seed: int) -> None:
+    """Socket buffers of 4 KiB, readers that stall and go on, frames of all sizes, both ways."""
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    client, browser = rig.accepted(small=True)
+    upstream, server = rig.connected(small=True)
+    rig.engine.relay(client, upstream, QUIET)
+    sent = [b"", b""]
+    stalled = [False, False]
+    waited = False
+    for turn in range(60):
+        for way, (far, mask) in enumerate(((browser, b"\0\0\0\0"), (server, b""))):
+            size = chance.choice((0, 1, 125, 2000, 9000, 30_000, 70_000))
+            data = frames.build_header(frames.BINARY, size, mask) + noise(size, turn)
+            far.send(data)
+            sent[way] += data
+            if chance.random() < 0.2:
+                (far.resume if stalled[way] else far.stall)()
+                stalled[way] = not stalled[way]
+        rig.settle(0.001)
+        waited = waited or completions_of(rig).queues > 0
+    browser.resume()
+    server.resume()
+    rig.until(lambda: (len(server.received), len(browser.received)) == tuple(map(len, sent)))
+    assert server.received == sent[0]
+    assert browser.received == sent[1]
+    assert waited, "something was sent short"
+
+
+def test_4_mib_both_ways_through_buffers_of_4_kib(rig: SocketRig) -> None:
+    """In frames that are too small to be spliced."""
+    client, browser = rig.accepted(small=True)
+    upstream, server = rig.connected(small=True)
+    rig.engine.relay(client, upstream, QUIET)
+    up = b"".join(frame(20_000, turn) for turn in range(4 * MEBIBYTE // 20_000))
+    down = b"".join(frames.build_header(frames.BINARY, 20_000) + noise(20_000, turn)
+                    for turn in range(4 * MEBIBYTE // 20_000))
+    browser.send(up)
+    server.send(down)
+    rig.until(lambda: (len(server.received), len(browser.received)) == (len(up), len(down)))
+    assert server.received == up
+    assert browser.received == down
+
+
+def test_one_who_does_not_read_stops_the_other_within_one_buffer(rig: SocketRig) -> None:
+    """Beyond `max_queue`, which is where reading stops."""
+    rules = RelayRules(heartbeat=0.0, write_timeout=0.0, close_timeout=5.0, max_queue=64 * 1024)
+    client, browser = rig.accepted(small=True)
+    upstream, server = rig.connected(small=True)
+    rig.engine.relay(client, upstream, rules)
+    server.stall()
+    browser.send(b"".join(frame(10_000, turn) for turn in range(400)))
+    rig.settle(0.1)
+    counts = rig.engine.inspect(client)
+    assert counts is not None
+    waiting = counts[0].bytes_in - counts[1].bytes_out
+    assert rules.max_queue <= waiting <= rules.max_queue + BUFFER
+    assert out(rig) == 0, "what waits for a slow side is in its queue"
+    server.resume()
+    rig.until(lambda: len(server.received) == 400 * len(frame(10_000)))
+
+
+def test_own_frames_stand_behind_what_is_in_flight(rig: SocketRig) -> None:
+    """A drain comes at any moment of a stream; the farewell is between two frames, at its end."""
+    for turn in range(50):
+        client, _, browser, server = relayed(rig)
+        sent = b"".join(frame(1000, number) for number in range(turn % 7 + 1))
+        browser.send(sent)
+        for _ in range(turn % 4):
+            completions_of(rig).wait(rig.engine.now())
+        rig.engine.end(client, Cause.DRAIN)
+        browser.finish()
+        server.finish()
+        rig.until(lambda client=client: rig.has(client, RelayEnded))  # type: ignore[misc]
+        rig.move()
+        arrived = bytes(server.received)
+        whole = len(arrived) // len(frame(1000)) * len(frame(1000))
+        assert sent.startswith(arrived[:whole])
+        assert len(arrived) - whole in (0, 6 + 2)
+        assert arrived[whole : whole + 1] in (b"", b"\x88")
+
+
+# --- What it is for -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [64, 4096])
+def test_many_messages_share_a_system_call(rig: SocketRig, size: int) -> None:
+    """At most 0.2 for a relayed message, under load: the ring's own counter, and every plain call
+    that tried to move bytes. Load means that 64 links have something each time it looks."""
+    four = [relayed(rig) for _ in range(64)]
+    rig.settle(0.01)
+    ring, before, rounds = completions_of(rig), rig.engine.stats().calls, 30
+    for turn in range(rounds):
+        for *_, browser, _ in four:
+            browser.send(frame(size, turn))
+        while not all(waits(server) for *_, server in four):
+            ring.wait(rig.engine.now() + 0.005)
+        for *_, server in four:
+            server.move()
+            assert has(server, frame(size, turn))
+            server.received.clear()
+    taken = (rig.engine.stats().calls - before) / (rounds * len(four))
+    print(f"{taken:.3f} system calls for a relayed message")
+    assert taken <= 0.2
+
+
+def waits(far: SocketFar) -> bool:
+    """Bytes have come to this far end."""
+    assert far.sock is not None
+    with contextlib.suppress(BlockingIOError):
+        return bool(far.sock.recv(1, socket.MSG_PEEK))
+    return False
+
+
+def test_large_payloads_are_spliced_all_the_same(rig: SocketRig) -> None:
+    """They never walk through the buffers."""
+    client, browser = rig.accepted()
+    upstream, server = rig.connected()
+    rig.engine.relay(client, upstream, QUIET)
+    data = frame(MEBIBYTE)
+    for _ in range(3):
+        browser.send(data)
+    rig.until(lambda: len(server.received) == 3 * len(data))
+    assert server.received == 3 * data
+    counts = rig.engine.inspect(client)
+    assert counts is not None
+    assert counts[0].spliced > 2 * MEBIBYTE
+    assert engine_of(rig).form == "completions"
