@@ -296,7 +296,7 @@ cdef class RelayLoop(RelayCarriage):
             return
         law(leg.queued + far.before == queued + piped + far.sending, b"what is queued is counted")
         law((far.queue != NULL) == (queued > 0), b"an empty queue is freed")
-        law(far.blocked or far.sending or not (queued or piped),
+        law(far.blocked or far.sending or far.fault or not (queued or piped),
             b"what waits for a side waits for its socket")
         law(far.ahead <= queued, b"what goes ahead is in the queue")
         law(far.tail_size == 0 or far.tail != NULL, b"a tail has its buffer")

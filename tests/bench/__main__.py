@@ -39,8 +39,12 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--cycles", type=int, help="connections opened and closed in a round (2000; quick: 500)")
     add("--proxies", help="names, by comma; a beginning is enough: floor,gateway,nginx")
     add("--cases", help="names, by comma: " + ",".join(case.name for case in cases.CASES))
-    add("--gateway-engine", default="uvloop", help="by comma: uvloop,io_uring (%(default)s)")
+    add("--gateway-engine", default="uvloop",
+        help="by comma: uvloop,io_uring,io_uring:completions,io_uring:readiness (%(default)s)")
     add("--gateway-tree", type=Path, default=ROOT, help="where its package is; this tree")
+    add("--calls", action="store_true", help="count system calls too (takes perf, and root)")
+    add("--dear", type=int, default=0, metavar="STEPS",
+        help="make the proxies' system calls dear, by a filter of so many steps: see dear.py")
     add("--proxy-core", type=int, help="the last usable one")
     add("--load-core", type=int, help="the first usable one")
     add("--results", type=Path, default=RESULTS, help="folder for what is written")
@@ -85,6 +89,8 @@ def _plan(wish: argparse.Namespace) -> cases.Plan:
         warm_up=wish.warm_up if wish.warm_up is not None else (0.2 if quick else 0.5),
         idle=wish.idle,
         cycles=wish.cycles or (500 if quick else 2000),
+        calls=wish.calls,
+        dear=wish.dear,
         proxy_core=proxy_core if wish.proxy_core is None else wish.proxy_core,
         load_core=load_core if wish.load_core is None else wish.load_core,
     )

@@ -6,6 +6,7 @@ one; a proxy that fails is out of that case, with its reason kept; a sample hold
 
 import contextlib
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .calls import CallsError, counted
 from .load import Load, LoadError
 from .peers.base import FRAMES, RAW, Proxy
 from .process import Running, StartError
 
 ECHO, IDLE, OPEN = "echo", "idle", "open"
 CYCLES_AT_ONCE = 8
+DEAR = Path(__file__).with_name("dear.py")
 READY_LIMIT = 5.0    # seconds from listening to the first WebSocket
 Item = TypeVar("Item")
 
@@ -56,6 +59,8 @@ class Plan:
     warm_up: float = 0.5
     idle: int = 4000                     # connections that are open and silent
     cycles: int = 2000                   # opened and closed in a round
+    calls: bool = False                  # count system calls too, in runs of their own
+    dear: int = 0                        # steps of a filter for the proxies, see dear.py
     proxy_core: int | None = None
     load_core: int | None = None
 
@@ -105,13 +110,15 @@ class Subject:
 
 
 @contextlib.contextmanager
-def started(proxy: Proxy, mode: str, load: Load, core: int | None) -> Iterator[Subject]:
+def started(proxy: Proxy, mode: str, load: Load, plan: Plan) -> Iterator[Subject]:
     """Start it, with a folder of its own. Raises StartError."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         place, port = Path(folder), free_port()
         upstream = load.raw_port if mode == RAW else load.frames_port
         command = proxy.command(mode, port, upstream, place)
-        with Running(command, port, place, core) as running:
+        if plan.dear:
+            command = [sys.executable, str(DEAR), str(plan.dear), *command]
+        with Running(command, port, place, plan.proxy_core) as running:
             subject = Subject(proxy, running, port, proxy.subprotocol(mode))
             _await_ready(subject, load)
             if wrong := proxy.loaded_wrongly(running.pids()):
@@ -147,6 +154,8 @@ def measure(case: Case, subject: Subject, load: Load, plan: Plan) -> dict[str, f
                 figures = _idle(case, subject, load, plan)
             else:
                 figures = _echo(case, load, plan)
+                if plan.calls:
+                    figures["calls"] = _calls(case, subject, load, plan)
     except LoadError:
         with contextlib.suppress(LoadError):  # a consequence; the first reason is the one to tell
             load.close()
@@ -171,6 +180,16 @@ def _echo(case: Case, load: Load, plan: Plan) -> dict[str, float]:
         "waited_part": answer["waited_ns"] / 1e9 / answer["seconds"],
         "load_waited_part": answer["load_waited_ns"] / 1e9 / answer["seconds"],
     }
+
+
+def _calls(case: Case, subject: Subject, load: Load, plan: Plan) -> float:
+    """System calls for one relayed message: an echo is two."""
+    try:
+        with counted(subject.running.pids()) as calls:
+            answer = load.run(case.connections, case.size, plan.seconds)
+    except CallsError as error:
+        raise LoadError(str(error)) from error
+    return calls.count / answer["messages"] / 2
 
 
 def _idle(case: Case, subject: Subject, load: Load, plan: Plan) -> dict[str, float]:
@@ -213,7 +232,7 @@ def run_case(
         for proxy in able:
             try:
                 subjects.append(
-                    stack.enter_context(started(proxy, case.mode, load, plan.proxy_core))
+                    stack.enter_context(started(proxy, case.mode, load, plan))
                 )
             except StartError as error:
                 _fail(case, proxy, error, outcome, say)
@@ -232,7 +251,7 @@ def _run_fresh(
             if (case.name, proxy.name) in outcome.failures:
                 continue
             try:
-                with started(proxy, case.mode, load, plan.proxy_core) as subject:
+                with started(proxy, case.mode, load, plan) as subject:
                     _one(case, subject, load, plan, number, outcome, say)
             except StartError as error:
                 _fail(case, proxy, error, outcome, say)

@@ -60,6 +60,7 @@ def render(run: Run) -> str:
         _how(run),
         "## CPU of the proxy for one echoed message, µs",
         _cpu_table(run),
+        _calls_table(run),
         "## Throughput and latency",
         CLOSED_LOOP,
         _latency_table(run),
@@ -91,7 +92,18 @@ def _how(run: Run) -> str:
         f"{plan['warm_up']} s of warm-up. A figure is the median with its "
         f"{coverage:.0%} interval. CPU is that of the proxy's whole process tree. "
         "Access records are on for all proxies and go to /dev/null; the floors have none."
-        f"{_disturbance(run)}"
+        f"{_dear(run)}{_disturbance(run)}"
+    )
+
+
+def _dear(run: Run) -> str:
+    """Whether the machine was made another one."""
+    steps = run.plan.get("dear")
+    if not steps:
+        return ""
+    return (
+        f"\n\nThe system calls of all proxies were made dear: each passed a filter of {steps} "
+        "steps (`dear.py`)."
     )
 
 
@@ -144,6 +156,18 @@ def _cpu_table(run: Run) -> str:
             rows.append(row)
     note = "In parentheses: of the best floor in the same round (median)."
     return _table(["proxy", *(case.title for case in cases)], rows) + "\n\n" + note
+
+
+def _calls_table(run: Run) -> str:
+    """Only where they were counted."""
+    cases = [case for case in _measured(run, lambda case: case.kind == ECHO)
+             if any(run.outcome.values(case.name, proxy, "calls") for proxy in run.proxies)]
+    if not cases:
+        return ""
+    rows = [[proxy, *(_cell(run, case.name, proxy, "calls") for case in cases)]
+            for proxy in run.proxies]
+    title = "## System calls for one relayed message (an echo is two)"
+    return f"{title}\n\n" + _table(["proxy", *(case.title for case in cases)], rows)
 
 
 def _latency_table(run: Run) -> str:
