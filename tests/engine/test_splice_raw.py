@@ -151,7 +151,7 @@ class TestPressure:
         hears(road, DATA)
 
     def test_it_is_lost_as_stalled(self, roads: Roads) -> None:
-        rules = RelayRules(raw=True, write_timeout=0.1, close_timeout=0.1, heartbeat=0)
+        rules = RelayRules(raw=True, write_timeout=0.5, close_timeout=0.1, heartbeat=0)
         road = fill_pipe(roads, rules)
         ended = road.ended()
         assert (ended.cause, ended.side) == (Cause.STALLED, Side.CLIENT)

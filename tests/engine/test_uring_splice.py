@@ -1,12 +1,12 @@
-"""Splicing, on relays that wait in a ring, in both of its forms: the tests of `test_splice.py` and
-`test_splice_ends.py`, all of them."""
+"""Splicing, on relays that wait in a ring, in both of its forms: the tests of `test_splice.py`,
+`test_splice_ends.py` and `test_splice_raw.py`, all of them."""
 
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from engine import test_splice, test_splice_ends
+from engine import test_splice, test_splice_ends, test_splice_raw
 from engine.rig import open_descriptors
 from engine.splicing import Roads
 from gateway.engine.ring_completions import RingCompletions
@@ -93,7 +93,7 @@ AT_DEFAULT = """
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 """
 
-for _file in (test_splice, test_splice_ends):
+for _file in (test_splice, test_splice_ends, test_splice_raw):
     for _name, _test in vars(_file).items():
         if _name.startswith(("Test", "test_")):
             globals()[f"{_name}OfRing" if _name[0] == "T" else f"{_name}_of_ring"] = _test
