@@ -101,6 +101,7 @@ class Cause(enum.Enum):
     SESSION_TIMEOUT = "session timeout"
     DRAIN = "drain"
     KILLED = "killed"                    # ended at once: SIGINT, or the end of a drain
+    DISMISSED = "dismissed"              # this one session was ended by order of the operator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,9 +292,12 @@ class Relay(Command):
 
 @_word()
 class End(Command):
-    """End the relay with the farewell for this cause."""
+    """End the relay with the farewell for this cause; with `code` and `reason` in place of the
+    route's `drain_code` and `drain_reason`, where a code is given."""
 
     cause: Cause
+    code: int = 0
+    reason: str = ""
 
 
 @_word()

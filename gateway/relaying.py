@@ -191,8 +191,10 @@ class Relay:
         if not self._is_open:
             self._set_deadline(now)
 
-    def end(self, cause: Cause, now: float) -> None:
-        """End it by order: DRAIN, SESSION_TIMEOUT, POLICY..., or KILLED, which also hurries."""
+    def end(self, cause: Cause, now: float, rules: RelayRules | None = None) -> None:
+        """End it by order: DRAIN, SESSION_TIMEOUT, POLICY..., or KILLED, which also hurries. With
+        `rules`, which differ in their farewell at most, it obeys them from here on."""
+        self._rules = rules or self._rules
         if cause is Cause.KILLED:
             if self.cause is None:
                 self._end(cause, None, "ended at once", now)
@@ -418,7 +420,7 @@ class Relay:
         code, reason = frames.GOING_AWAY, cause.value
         if cause is Cause.SESSION_TIMEOUT:
             code = rules.session_code
-        elif cause in (Cause.DRAIN, Cause.KILLED):
+        elif cause in (Cause.DRAIN, Cause.KILLED, Cause.DISMISSED):
             code, reason = rules.drain_code, rules.drain_reason
         elif cause is Cause.POLICY:
             code = frames.POLICY_VIOLATION

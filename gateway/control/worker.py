@@ -24,18 +24,18 @@ import socket
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from gateway import events
 from gateway.control.channel import Message
 from gateway.control.listening import Bound
 from gateway.control.orders import Orders
+from gateway.control.parties import Echo, Party
 from gateway.control.report import Report
 from gateway.engine.contract import Engine
 from gateway.errors import Fault, fault_of
 from gateway.events import CLIENT, UPSTREAM, Accepted, Command, Event, Link, Side
 from gateway.protocol.desk import Desk
-from gateway.protocol.echo import EchoEndpoint
 from gateway.protocol.session import Session
 from gateway.table import Listener
 from gateway.upstreams import News
@@ -53,46 +53,6 @@ _UNLISTEN = "unlisten"
 _CUT = "cut"
 _FLUSH = "flush"
 _SAID = "said"
-
-
-class _Machine(Protocol):
-    """What has links and answers events with commands: a session, or a built-in endpoint."""
-
-    @property
-    def over(self) -> bool:
-        """Nothing more is to come: forget it."""
-
-    def handle(self, side: Side, event: Event, /) -> list[Command]:
-        """One event of one of its links."""
-
-
-class _Echo:
-    """A built-in echo endpoint. It is at the far end of a pair, which is its client's link."""
-
-    __slots__ = ("endpoint", "over")
-
-    def __init__(self) -> None:
-        self.endpoint = EchoEndpoint()
-        self.over = False
-
-    def handle(self, _side: Side, event: Event, /) -> list[Command]:
-        """All its events are of its one link; with that link's end it is over."""
-        self.over = type(event) is events.Closed
-        return self.endpoint.handle(event)
-
-
-class _Party:
-    """A machine with the links that are its own now."""
-
-    __slots__ = ("client", "cut", "listener", "machine", "name", "unpaired", "upstream")
-
-    def __init__(self, machine: _Machine, client: Link, name: str) -> None:
-        self.machine = machine
-        self.name = name
-        self.cut = False                    # counted as cut
-        self.client: Link | None = client
-        self.upstream: Link | None = None
-        self.unpaired: Fault | None = None  # why a pair could not be made; told in the next batch
 
 
 @dataclass(slots=True)
@@ -135,9 +95,9 @@ class Worker:
         self._make_session = make_session
         self._listeners: dict[int, Listener] = {}
         self._listeners_open = False
-        self._clients: dict[Link, _Party] = {}    # by the client's link; echo endpoints, too
-        self._upstreams: dict[Link, _Party] = {}
-        self._sessions: dict[_Party, Session] = {}
+        self._clients: dict[Link, Party] = {}    # by the client's link; echo endpoints, too
+        self._upstreams: dict[Link, Party] = {}
+        self._sessions: dict[Party, Session] = {}
         self._name = base64.b32encode(secrets.token_bytes(5)).decode().lower()
         self._ending = False            # a drain has begun
         self._last_accepts = (0, 0.0)   # accepted when it was looked last; until when it is looked
@@ -152,7 +112,7 @@ class Worker:
         self.orders = Orders(
             engine, channel, {"drain": self._drain, "kill": self._kill_ordered}, self._orphaned
         )
-        self._execute_one: dict[type[Command], Callable[[_Party, Any], None]] = {
+        self._execute_one: dict[type[Command], Callable[[Party, Any], None]] = {
             events.Connect: self._connect,
             events.Read: self._read,
             events.Hold: self._hold,
@@ -220,7 +180,7 @@ class Worker:
             self._accept_resumed(event)
         # Else it is of a link that was forgotten.
 
-    def _client_event(self, party: _Party, event: Event) -> None:
+    def _client_event(self, party: Party, event: Event) -> None:
         if isinstance(event, events.Closed):
             self._forget_client(party)
         elif isinstance(event, events.TimedOut) and event.name == _UNPAIRED:
@@ -231,7 +191,7 @@ class Worker:
             return
         self._hand(party, CLIENT, event)
 
-    def _upstream_event(self, party: _Party, event: Event) -> None:
+    def _upstream_event(self, party: Party, event: Event) -> None:
         if isinstance(event, events.TimedOut):
             assert event.name == _PAIRED
             event = events.Connected(event.at, event.link)
@@ -241,7 +201,7 @@ class Worker:
             self._forget_upstream(party)
         self._hand(party, UPSTREAM, event)
 
-    def _hand(self, party: _Party, side: Side, event: Event) -> None:
+    def _hand(self, party: Party, side: Side, event: Event) -> None:
         """Hand an event to a machine and do what it says."""
         machine = party.machine
         try:
@@ -252,7 +212,7 @@ class Worker:
         if machine.over:
             self._part(party)
 
-    def _tell(self, party: _Party, order: Callable[[float], list[Command]], at: float) -> None:
+    def _tell(self, party: Party, order: Callable[[float], list[Command]], at: float) -> None:
         """Have a session do something that no event of its links asks for."""
         try:
             self._execute(party, order(at))
@@ -261,14 +221,14 @@ class Worker:
         if party.machine.over:
             self._part(party)
 
-    def _part(self, party: _Party) -> None:
+    def _part(self, party: Party) -> None:
         """A machine that is over is forgotten, and an upstream that it left open is closed."""
         self._sessions.pop(party, None)
         if party.upstream is not None:
             self._engine.close(party.upstream)
             self._forget_upstream(party)
 
-    def _crashed(self, party: _Party, at: float) -> None:
+    def _crashed(self, party: Party, at: float) -> None:
         """End a machine that raised: it is told of its client's end, and of nothing else."""
         self.counts.crashed += 1
         self._report.error(traceback.format_exc(), session=party.name)
@@ -289,15 +249,15 @@ class Worker:
         except Exception:  # noqa: BLE001 - nothing more can be done for it
             self._report.error(traceback.format_exc(), session=party.name)
 
-    def _forget_client(self, party: _Party) -> None:
+    def _forget_client(self, party: Party) -> None:
         """The client's link is gone, or what it still says must reach nobody."""
         assert party.client is not None
         del self._clients[party.client]
         party.client = None
-        if not isinstance(party.machine, _Echo):
+        if not isinstance(party.machine, Echo):
             self._desk.limits.closed()
 
-    def _forget_upstream(self, party: _Party) -> None:
+    def _forget_upstream(self, party: Party) -> None:
         """The upstream's link is gone, or what it still says must reach nobody."""
         if party.upstream is not None:
             del self._upstreams[party.upstream]
@@ -320,7 +280,7 @@ class Worker:
         session = self._make_session(
             number=name, accepted=event, listener=self._listeners[event.listener], desk=self._desk
         )
-        party = _Party(session, event.link, name)
+        party = Party(session, event.link, name)
         self._clients[event.link] = party
         self._sessions[party] = session
         self._tell(party, lambda _: session.start(), event.at)
@@ -446,7 +406,7 @@ class Worker:
                 f"cutting sessions: {why}", worker=self._number, sessions=cut
             )
 
-    def _count_cut(self, party: _Party) -> None:
+    def _count_cut(self, party: Party) -> None:
         """Once each."""
         self.counts.cut += not party.cut
         party.cut = True
@@ -478,12 +438,12 @@ class Worker:
 
     # --- Commands ---------------------------------------------------------------------------
 
-    def _execute(self, party: _Party, commands: list[Command]) -> None:
+    def _execute(self, party: Party, commands: list[Command]) -> None:
         """Do what a machine says, in its order."""
         for command in commands:
             self._execute_one[type(command)](party, command)
 
-    def _connect(self, party: _Party, command: events.Connect) -> None:
+    def _connect(self, party: Party, command: events.Connect) -> None:
         assert party.upstream is None, "a second upstream link"
         if party.client is None:
             return
@@ -494,7 +454,7 @@ class Worker:
         party.upstream = self._engine.connect(command.address, command.source)
         self._upstreams[party.upstream] = party
 
-    def _connect_echo(self, party: _Party, client: Link) -> None:
+    def _connect_echo(self, party: Party, client: Link) -> None:
         """Put an echo endpoint at the far end of a pair. Its outcome comes in the next batch, by
         a timer that is due at once: a session is never entered from inside."""
         now = self._engine.now()
@@ -507,31 +467,32 @@ class Worker:
         party.upstream = near
         self._upstreams[near] = party
         self._engine.set_timer(near, _PAIRED, now)
-        echo = _Echo()
-        far_party = _Party(echo, far, f"{party.name} echo")
+        echo = Echo()
+        far_party = Party(echo, far, f"{party.name} echo")
         self._clients[far] = far_party
         self._tell(far_party, lambda _: echo.endpoint.start(), now)
 
-    def _link(self, party: _Party, side: Side) -> Link | None:
+    def _link(self, party: Party, side: Side) -> Link | None:
         """The link of this side, or None where it is gone."""
         return party.client if side is CLIENT else party.upstream
 
-    def _read(self, party: _Party, command: events.Read) -> None:
+    def _read(self, party: Party, command: events.Read) -> None:
         link = self._link(party, command.side)
         if link is not None:
             self._engine.read(link)
 
-    def _hold(self, party: _Party, command: events.Hold) -> None:
+    def _hold(self, party: Party, command: events.Hold) -> None:
         link = self._link(party, command.side)
         if link is not None:
             self._engine.hold(link)
 
-    def _send(self, party: _Party, command: events.Send) -> None:
+    def _send(self, party: Party, command: events.Send) -> None:
         link = self._link(party, command.side)
         if link is not None:
             self._engine.send(link, command.data)
 
-    def _relay(self, party: _Party, command: events.Relay) -> None:
+    def _relay(self, party: Party, command: events.Relay) -> None:
+        party.rules = command.rules
         if party.client is not None and party.upstream is not None:
             self._engine.relay(
                 party.client,
@@ -541,21 +502,27 @@ class Worker:
                 command.from_upstream,
             )
 
-    def _end(self, party: _Party, command: events.End) -> None:
-        if party.client is not None:
+    def _end(self, party: Party, command: events.End) -> None:
+        if party.client is None:
+            return
+        if not command.code:
             self._engine.end(party.client, command.cause)
+            return
+        assert party.rules is not None
+        rules = replace(party.rules, drain_code=command.code, drain_reason=command.reason)
+        self._engine.end(party.client, command.cause, rules)
 
-    def _finish(self, party: _Party, command: events.Finish) -> None:
+    def _finish(self, party: Party, command: events.Finish) -> None:
         link = self._link(party, command.side)
         if link is not None:
             self._engine.finish(link)
 
-    def _close(self, party: _Party, command: events.Close) -> None:
+    def _close(self, party: Party, command: events.Close) -> None:
         link = self._link(party, command.side)
         if link is not None:
             self._engine.close(link)
 
-    def _reset(self, party: _Party, command: events.Reset) -> None:
+    def _reset(self, party: Party, command: events.Reset) -> None:
         """The client's link is heard until its `Closed`; the upstream's is forgotten at once."""
         if command.side is CLIENT:
             if party.client is not None:
@@ -568,15 +535,15 @@ class Worker:
             party.unpaired = None
             self._engine.clear_timer(party.client, _UNPAIRED)
 
-    def _set_timer(self, party: _Party, command: events.SetTimer) -> None:
+    def _set_timer(self, party: Party, command: events.SetTimer) -> None:
         if party.client is not None:
             self._engine.set_timer(party.client, command.name, command.at)
 
-    def _clear_timer(self, party: _Party, command: events.ClearTimer) -> None:
+    def _clear_timer(self, party: Party, command: events.ClearTimer) -> None:
         if party.client is not None:
             self._engine.clear_timer(party.client, command.name)
 
-    def _record(self, party: _Party, command: events.Record) -> None:
+    def _record(self, party: Party, command: events.Record) -> None:
         """A relay may end before `drain` is over, and not well: one that takes nothing is cut
         after its `write_timeout`."""
         if self._ending and any(counts.cut for counts in command.record.counts):

@@ -26,6 +26,7 @@ cdef enum:
     C_SESSION_TIMEOUT = 13
     C_DRAIN = 14
     C_KILLED = 15               # KILLED in relay.pxd
+    C_DISMISSED = 16
 
 # Details: sentences for the record, in relay.pyx. Those from D_FAULT (relay.pxd) on are a fault's.
 cdef enum:

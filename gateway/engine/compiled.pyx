@@ -169,7 +169,9 @@ cdef class CompiledRelay:
         relay_tick(&self._relay, &self._rules, now, &self._out)
         self._collect()
 
-    def end(self, cause, double now):
+    def end(self, cause, double now, rules=None):
+        if rules is not None:
+            rules_from(&self._rules, rules)
         self._begin()
         relay_end(&self._relay, &self._rules, cause_number(cause), now, &self._out)
         self._collect()

@@ -84,9 +84,9 @@ class CompiledRelays:
         self.slots[client.number] = self.slots[upstream.number] = slot
         self.report()
 
-    def end(self, link: Link, cause: Cause) -> None:
+    def end(self, link: Link, cause: Cause, rules: RelayRules | None) -> None:
         """Ordered from above."""
-        self._driver.end(self.slots[link], cause)
+        self._driver.end(self.slots[link], cause, rules)
         self.report()
 
     def cut(self, link: Link) -> None:

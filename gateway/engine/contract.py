@@ -140,11 +140,11 @@ class Engine(Protocol):
         relay begins with that, delivered or not in the case of FIN; where `Closed` was delivered
         for either link, nothing happens. TCP_USER_TIMEOUT is set by `write_timeout`."""
 
-    def end(self, client: Link, cause: Cause) -> None:
+    def end(self, client: Link, cause: Cause, rules: RelayRules | None = None) -> None:
         """End the relay of this client link with the farewells for `cause` (`DRAIN`: told, then
         waited for as long as `write_timeout` and `close_timeout` allow; `KILLED`: told where a
-        frame boundary allows, then cut at once). Answered by `RelayEnded`. Repeating it is
-        harmless; `KILLED` overrides."""
+        frame boundary allows, then cut at once). `rules` have other farewells, and are the relay's
+        in all else. Answered by `RelayEnded`. Repeating it is harmless; `KILLED` overrides."""
 
     def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
         """Counters of a running relay, from the client and from the upstream; None if none."""

@@ -287,15 +287,15 @@ class SocketEngine(Arrivals):
         else:
             RelayDriver(self, one, two, rules).begin(from_client, from_upstream)
 
-    def end(self, client: Link, cause: Cause) -> None:
+    def end(self, client: Link, cause: Cause, rules: RelayRules | None = None) -> None:
         """See contract.Engine.end."""
         if self._is_compiled(client):
             assert self.compiled is not None
-            self.compiled.end(client, cause)
+            self.compiled.end(client, cause, rules)
             return
         link = self._links.get(client)
         if link is not None and link.relay is not None:
-            link.relay.end(cause)
+            link.relay.end(cause, rules)
 
     def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
         """See contract.Engine.inspect."""

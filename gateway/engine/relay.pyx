@@ -696,7 +696,7 @@ cdef void end_by_order(
     cdef int code = 1001, reason = R_IDLE
     if cause == C_SESSION_TIMEOUT:
         code, reason = rules.session_code, R_SESSION
-    elif cause == C_DRAIN or cause == C_KILLED:
+    elif cause == C_DRAIN or cause == C_KILLED or cause == C_DISMISSED:
         code, reason = rules.drain_code, R_DRAIN
     elif cause == C_POLICY:
         code, reason = 1008, R_POLICY

@@ -115,9 +115,9 @@ class RelayDriver:
             self.relay.tick(now)
         self._pump()
 
-    def end(self, cause: Cause) -> None:
+    def end(self, cause: Cause, rules: RelayRules | None) -> None:
         """Ordered from above."""
-        self.relay.end(cause, self._engine.now())
+        self.relay.end(cause, self._engine.now(), rules)
         self._pump()
 
     def cut(self) -> None:

@@ -108,6 +108,7 @@ cdef class RelayLoop(RelayCarriage):
         slot.far[CLIENT].fd, slot.far[UPSTREAM].fd = client_fd, upstream_fd
         self.now = clock()
         relay_init(&slot.relay, &self._rules[rules], rules, self.now)
+        self._rules_used[rules] += 1
         self.live += 1
         count_made(L_RELAYS)
         for side in range(2):
@@ -129,10 +130,14 @@ cdef class RelayLoop(RelayCarriage):
         self._pump(index)
         return index
 
-    def end(self, uint32_t index, cause):
-        """As ordered from above."""
+    def end(self, uint32_t index, cause, terms=None):
+        """As ordered from above; `terms` have other farewells, where they are given."""
         cdef Slot *slot = self.slot(index)
         cdef int number = cause_number(cause)
+        if terms is not None:
+            self._rules_used[slot.relay.rules] -= 1
+            slot.relay.rules = self._rules_of(terms)
+            self._rules_used[slot.relay.rules] += 1
         self.now = clock()
         with nogil:
             self._begin_output()

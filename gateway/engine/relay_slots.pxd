@@ -65,9 +65,10 @@ cdef class RelaySlots:
     cdef uint32_t *_ended
     cdef uint32_t ended_size
     cdef Rules *_rules
-    cdef uint32_t _rules_size
+    cdef uint32_t *_rules_used       # how many relays obey each
     cdef uint32_t _rules_room
     cdef dict _rules_index
+    cdef list _rules_free
     cdef readonly uint32_t live      # relays that run
 
     @cython.final
@@ -79,6 +80,7 @@ cdef class RelaySlots:
         return &self._rules[slot.relay.rules]
 
     cdef uint32_t _rules_of(self, object terms) except? UNWATCHED
+    cdef int _make_rules_room(self) except -1
     cdef uint32_t _take_slot(self) except? UNWATCHED
     cdef void _free_slot(self, uint32_t index) noexcept nogil
     cdef void _arm(self, uint32_t index) noexcept nogil

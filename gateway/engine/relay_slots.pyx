@@ -24,6 +24,7 @@ cdef class RelaySlots:
     def __cinit__(self, *_subclass, **_named):
         self._free = UNWATCHED
         self._rules_index = {}
+        self._rules_free = []
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -33,6 +34,7 @@ cdef class RelaySlots:
         free(self._heap)
         free(self._ended)
         free(self._rules)
+        free(self._rules_used)
 
     cdef uint32_t _take_slot(self) except? UNWATCHED:
         """A free slot; grows by a chunk, and what goes with the number of slots."""
@@ -63,21 +65,44 @@ cdef class RelaySlots:
         found = self._rules_index.get(terms)
         if found is not None:
             return found
+        if not self._rules_free:
+            self._make_rules_room()
+        cdef uint32_t index = self._rules_free.pop()
+        self._rules_used[index] = 0
+        rules_from(&self._rules[index], terms)
+        self._rules_index[terms] = index
+        return index
+
+    cdef int _make_rules_room(self) except -1:
+        """Terms that a reload has left without a relay make room for others; where there are none
+        there is room for twice as many."""
+        cdef uint32_t index, room
         cdef Rules *rules
-        if self._rules_size == self._rules_room:
-            self._rules_room = self._rules_room * 2 or 16
-            rules = <Rules *>realloc(self._rules, self._rules_room * sizeof(Rules))
-            if rules == NULL:
-                raise MemoryError
-            self._rules = rules
-        rules_from(&self._rules[self._rules_size], terms)
-        self._rules_index[terms] = self._rules_size
-        self._rules_size += 1
-        return self._rules_size - 1
+        cdef uint32_t *used
+        for terms, place in list(self._rules_index.items()):
+            index = place
+            if not self._rules_used[index]:
+                del self._rules_index[terms]
+                self._rules_free.append(index)
+        if self._rules_free:
+            return 0
+        room = self._rules_room * 2 or 16
+        rules = <Rules *>realloc(self._rules, room * sizeof(Rules))
+        if rules == NULL:
+            raise MemoryError
+        self._rules = rules
+        used = <uint32_t *>realloc(self._rules_used, room * sizeof(uint32_t))
+        if used == NULL:
+            raise MemoryError
+        self._rules_used = used
+        self._rules_free = list(range(self._rules_room, room))
+        self._rules_room = room
+        return 0
 
     cdef void _free_slot(self, uint32_t index) noexcept nogil:
         cdef Slot *slot = self.slot(index)
         slot.used = 0
+        self._rules_used[slot.relay.rules] -= 1
         count_freed(L_RELAYS)
         slot.generation = (slot.generation + 1) & 0xFFFFFF
         slot.next_free = self._free

@@ -93,6 +93,13 @@ class Session(Asking):
         """Cut it now; a relay is told goodbye where a frame boundary allows."""
         return self._tell(ON_KILL, now)
 
+    def dismiss(self, now: float, code: int, reason: str) -> list[Command]:
+        """End this one by order: a relay is told this code and reason; before that it is a kill."""
+        if self.state is not State.RELAYING:
+            return self.kill(now)
+        self.order(events.End(Cause.DISMISSED, code, reason))
+        return self.take()
+
     def _tell(self, ways: "Mapping[State, Way]", now: float) -> list[Command]:
         self.now = now
         way = ways.get(self.state)

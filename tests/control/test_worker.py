@@ -112,8 +112,8 @@ class ScriptedEngine:
     ) -> None:
         self.calls.append(("relay", client, upstream, from_client, from_upstream))
 
-    def end(self, client: Link, cause: Cause) -> None:
-        self.calls.append(("end", client, cause))
+    def end(self, client: Link, cause: Cause, rules: RelayRules | None = None) -> None:
+        self.calls.append(("end", client, cause, *([rules] if rules else [])))
 
     def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
         return None

@@ -4,6 +4,8 @@ What passes and what is said is the rules' own business (`gateway/relaying.py`, 
 own); here it is shown that an engine tells them all facts, in order, and does all that they ask.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from engine.rig import MEBIBYTE, Far, Rig, noise
@@ -366,6 +368,28 @@ class TestRelayEnds:
         assert (ended.cause, ended.side) == (Cause.DRAIN, None)
         assert not bridge.browser.was_reset
         assert not bridge.server.was_reset
+
+    def test_an_end_may_have_a_farewell_of_its_own(self, rig: Rig) -> None:
+        """Of that relay alone: another on the same rules has the old one."""
+        rules = RelayRules(close_timeout=0.05, drain_reason="later")
+        one, other = Bridge(rig, rules), Bridge(rig, rules)
+        own = replace(rules, drain_code=4001, drain_reason="signed out")
+        rig.engine.end(one.client, Cause.DISMISSED, own)
+        rig.engine.end(other.client, Cause.DRAIN)
+        assert one.ended().cause is Cause.DISMISSED
+        assert other.ended().cause is Cause.DRAIN
+        rig.until(lambda: close_code(4001) + b"signed out" in one.browser.received)
+        rig.until(lambda: close_code(1001) + b"later" in other.browser.received)
+
+    def test_rules_that_no_relay_obeys_make_room(self, rig: Rig) -> None:
+        """However many a reload brings, one after another."""
+        for size in range(70):
+            rules = RelayRules(close_timeout=0.05, max_message=1000 + size)
+            bridge = Bridge(rig, rules)
+            rig.engine.end(bridge.client, Cause.KILLED, replace(rules, drain_code=4000 + size))
+            assert bridge.ended().cause is Cause.KILLED
+            rig.until(lambda far=bridge.browser: far.finished)  # type: ignore[misc]
+            assert close_code(4000 + size) in bridge.browser.received
 
     def test_drain_ends_by_itself(self, rig: Rig) -> None:
         bridge = Bridge(rig, RelayRules(close_timeout=0.05))

@@ -86,9 +86,9 @@ class Twin:
         self.unsent: dict[Side, bytes] = {Side.CLIENT: b"", Side.UPSTREAM: b""}
         self.alive = {Side.CLIENT: True, Side.UPSTREAM: True}
 
-    def tell(self, fact: str, *args: Any) -> None:
-        getattr(self.one, fact)(*args, self.now)
-        getattr(self.two, fact)(*args, self.now)
+    def tell(self, fact: str, *args: Any, **more: Any) -> None:
+        getattr(self.one, fact)(*args, self.now, **more)
+        getattr(self.two, fact)(*args, self.now, **more)
         self.compare(fact)
 
     def wrapped(self, data: bytes) -> None:
@@ -136,7 +136,13 @@ class Twin:
                 self.alive[side] = False
                 self.tell("lost", side, chance.choice(FAULTS))
         else:
-            self.tell("end", chance.choice([Cause.DRAIN, Cause.DRAIN, Cause.KILLED, Cause.POLICY]))
+            cause = chance.choice([
+                Cause.DRAIN, Cause.DRAIN, Cause.KILLED, Cause.POLICY, Cause.DISMISSED,
+            ])
+            if cause is Cause.DISMISSED:
+                self.rules = replace(self.rules, drain_code=4000 + chance.randint(0, 999),
+                                     drain_reason="x" * chance.randint(0, 123))
+            self.tell("end", cause, rules=self.rules)
 
     def receive(self, side: Side) -> None:
         chance = self.chance

@@ -340,6 +340,10 @@ class Play:
         WENT.add((before, "kill", self.session.state))
         return said
 
+    def is_dismissed(self, code: int, reason: str) -> Said:
+        """The worker ends this one by order."""
+        return self._take("dismiss", lambda: self.session.dismiss(self.now, code, reason))
+
     def ends(self) -> None:
         """The ends that were ordered come, and that is all."""
         __tracebackhide__ = True

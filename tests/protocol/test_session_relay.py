@@ -211,6 +211,18 @@ def test_a_drain_tells_both_sides(begin: Stage) -> None:
     play.is_killed().says_nothing()
 
 
+def test_one_session_is_dismissed(begin: Stage) -> None:
+    """A relay is told the order's own code and reason."""
+    play = begin()
+    relay(play)
+    play.is_dismissed(4001, "signed out").says(End(Cause.DISMISSED, 4001, "signed out"))
+    play.relay_ended(Cause.DISMISSED).says(play.record(
+        **ROUTED, cause="dismissed", blame=Blame.GATEWAY, phase="relay", phases=phases(0.0)
+    ))
+    play.ends()
+    play.is_dismissed(4001, "").says_nothing()
+
+
 def test_a_session_that_the_worker_gives_up_frees_its_place(begin: Stage) -> None:
     """A worker that caught a bug resets both links itself, and says `Closed` for the client's."""
     play = begin()

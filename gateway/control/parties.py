@@ -1,0 +1,54 @@
+"""Who answers events with commands, and the links that are its own: what a worker keeps of each.
+
+Must never: decide anything, or call the engine.
+"""
+
+from typing import Protocol
+
+from gateway import events
+from gateway.errors import Fault
+from gateway.events import Command, Event, Link, RelayRules, Side
+from gateway.protocol.echo import EchoEndpoint
+
+
+class Machine(Protocol):
+    """What has links and answers events with commands: a session, or a built-in endpoint."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to come: forget it."""
+
+    def handle(self, side: Side, event: Event, /) -> list[Command]:
+        """One event of one of its links."""
+
+
+class Echo:
+    """A built-in echo endpoint. It is at the far end of a pair, which is its client's link."""
+
+    __slots__ = ("endpoint", "over")
+
+    def __init__(self) -> None:
+        self.endpoint = EchoEndpoint()
+        self.over = False
+
+    def handle(self, _side: Side, event: Event, /) -> list[Command]:
+        """All its events are of its one link; with that link's end it is over."""
+        self.over = type(event) is events.Closed
+        return self.endpoint.handle(event)
+
+
+class Party:
+    """A machine with the links that are its own now."""
+
+    __slots__ = (
+        "client", "cut", "listener", "machine", "name", "rules", "unpaired", "upstream",
+    )
+
+    def __init__(self, machine: Machine, client: Link, name: str) -> None:
+        self.machine = machine
+        self.name = name
+        self.cut = False                    # counted as cut
+        self.client: Link | None = client
+        self.upstream: Link | None = None
+        self.rules: RelayRules | None = None  # of its relay
+        self.unpaired: Fault | None = None  # why a pair could not be made; told in the next batch
