@@ -105,11 +105,27 @@ class Arrivals(Reactor):
             state.forget_news()
             self.release(state)
 
+    def _hold_listener(self, listener: ListenerState) -> None:
+        listener.held = True
+        if listener.timer is not None:
+            self.timers.cancel(listener.timer)
+            listener.timer = None
+        self.touch(listener)
+
+    def _read_listener(self, listener: ListenerState) -> None:
+        if not listener.held:
+            return
+        listener.held = False
+        self.touch(listener)
+        if listener.paused:                          # whatever was missing may be there by now
+            listener.timer = self.timers.add(self.now(), listener, ACCEPT_TIMER)
+            self._wake_outside_turn()
+
     def _accept(self, listener: ListenerState) -> None:
         """Take who waits, a few a turn; pause where nothing is free to take them with."""
         for _ in range(contract.ACCEPTS_PER_TURN):
             sock = listener.sock
-            if sock is None:
+            if sock is None or listener.held:
                 return
             if not self._may_accept():
                 self._pause(listener, Fault.NO_DESCRIPTORS)
@@ -255,7 +271,7 @@ class Arrivals(Reactor):
 
     def _on_freed(self) -> None:
         for listener in list(self._listeners.values()):
-            if listener.paused:
+            if listener.paused and not listener.held:
                 self._accept(listener)
 
     def _set_nodelay(self, link: LinkState) -> None:

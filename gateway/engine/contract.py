@@ -18,6 +18,8 @@ verb in the wrong order (a second `relay`, `send` after `finish`) is a bug and a
 4.  After `hold` no `Received` or `Finished` is delivered until `read`, but what was already read
     in this turn (at most `READ_MAX` bytes a link). That a held link is lost (RST) is still
     reported as `Closed`.
+    After `hold` of a listener no client is accepted until `read`, but those that this turn had
+    accepted already (at most `ACCEPTS_PER_TURN`); who comes waits for others who share the socket.
 5.  No event is delivered from inside a verb. A batch holds what belongs together: one event, or
     `ConnectFailed` and its `Closed`, or `RelayEnded` and both `Closed`. A turn delivers many
     batches, so a verb takes back what it stops: after `close` and `reset` only `Closed` comes,
@@ -57,7 +59,7 @@ QUEUE_HIGH = 64 * 1024        # Clogged above it; Cleared at half
 QUEUE_MAX = 512 * 1024        # a caller that heeds Clogged never comes near
 CLOSE_LIMIT = 5.0             # seconds that close() waits for queued bytes to leave
 ACCEPT_RETRY = 0.1            # seconds until a paused listener is tried again
-ACCEPTS_PER_TURN = 64
+ACCEPTS_PER_TURN = 16         # few, so that who holds a listener has hardly more than it wanted
 
 Deliver = Callable[[list[Event]], None]
 
@@ -108,10 +110,12 @@ class Engine(Protocol):
         A Unix socket with a full backlog is tried again until then."""
 
     def read(self, link: Link) -> None:
-        """Deliver what arrives: `Received`, then `Finished`. Repeating it is harmless."""
+        """Deliver what arrives: `Received`, then `Finished`; of a listener: accept again.
+        Repeating it is harmless."""
 
     def hold(self, link: Link) -> None:
-        """Stop delivering; see promise 4. A new link is held. Repeating it is harmless."""
+        """Stop delivering, or accepting; see promise 4. A new link is held, a new listener is not.
+        Repeating it is harmless."""
 
     def send(self, link: Link, data: bytes) -> None:
         """Send after what is queued already. Not before `Connected`."""

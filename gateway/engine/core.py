@@ -78,7 +78,10 @@ class SocketEngine(Arrivals):
     def read(self, link: Link) -> None:
         """See contract.Engine.read."""
         state = self._living(link)
-        if state is not None and not state.reading:
+        if state is None:
+            if link in self._listeners:
+                self._read_listener(self._listeners[link])
+        elif not state.reading:
             assert state.state is OPEN
             state.reading = True
             self.touch(state)
@@ -86,7 +89,10 @@ class SocketEngine(Arrivals):
     def hold(self, link: Link) -> None:
         """See contract.Engine.hold."""
         state = self._living(link)
-        if state is not None and state.reading:
+        if state is None:
+            if link in self._listeners:
+                self._hold_listener(self._listeners[link])
+        elif state.reading:
             state.reading = False
             self.touch(state)
             if state.fault is not None:

@@ -74,18 +74,19 @@ class Endpoint:
 class ListenerState(Endpoint):
     """One listening socket."""
 
-    __slots__ = ("local", "paused")
+    __slots__ = ("held", "local", "paused")
 
     def __init__(self, number: int, sock: socket.socket):
         super().__init__(number)
         self.attach(sock, is_unix=sock.family == socket.AF_UNIX)
-        self.paused = False
+        self.paused = False                         # nothing is free to accept with
+        self.held = False                           # by order
         self.local: Address | None = None           # None: bound to all addresses
 
     def wanted(self) -> int:
         """Level-triggered and never EPOLLEXCLUSIVE: a stopped process that shares the socket would
         keep the only wake-up."""
-        return UNWATCHED if self.paused else select.EPOLLIN
+        return UNWATCHED if self.paused or self.held else select.EPOLLIN
 
 
 class LinkState(Endpoint):

@@ -78,6 +78,57 @@ class TestListening:
         assert rig.kinds(link) == [Accepted, Received, Finished]
         assert rig.data(link) == b"early"
 
+    def test_a_held_listener_leaves_clients_to_others_who_share_it(self, rig: Rig) -> None:
+        listening, address = rig.listening()
+        listener = rig.engine.listen(listening)
+        rig.settle()
+        rig.engine.hold(listener)
+        rig.engine.hold(listener)
+        far = rig.client(address)
+        rig.settle()
+        assert not rig.events
+        assert not far.was_reset
+        other, _ = rig.listening(shared_with=address)
+        second = rig.engine.listen(other)
+        rig.until(lambda: rig.events)
+        assert isinstance(rig.events[0], Accepted)
+        assert rig.events[0].listener == second
+
+    def test_a_listener_that_was_held_accepts_again(self, rig: Rig) -> None:
+        listening, address = rig.listening()
+        listener = rig.engine.listen(listening)
+        rig.engine.hold(listener)
+        for _ in range(3):
+            rig.client(address)
+        rig.settle()
+        assert not rig.events
+        rig.engine.read(listener)
+        rig.engine.read(listener)
+        rig.until(lambda: len(rig.events) == 3)
+        rig.client(address)
+        rig.until(lambda: len(rig.events) == 4)
+
+    def test_holding_from_inside_takes_effect_with_the_next_turn(self, rig: Rig) -> None:
+        """What was accepted already is delivered; more is not."""
+        listening, address = rig.listening()
+        listener = rig.engine.listen(listening)
+        rig.on_event = lambda _: rig.engine.hold(listener)
+        for _ in range(2 * ACCEPTS_PER_TURN):
+            rig.client(address)
+        rig.until(lambda: rig.events)
+        rig.settle()
+        assert 1 <= len(rig.events) <= ACCEPTS_PER_TURN
+
+    def test_a_held_listener_may_be_given_up(self, rig: Rig) -> None:
+        listening, address = rig.listening()
+        listener = rig.engine.listen(listening)
+        rig.engine.hold(listener)
+        rig.engine.unlisten(listener)
+        rig.engine.read(listener)
+        rig.client(address)
+        rig.settle()
+        assert not rig.events
+
     def test_after_unlisten_clients_wait_for_others_who_share_the_socket(self, rig: Rig) -> None:
         listening, address = rig.listening()
         listener = rig.engine.listen(listening)
