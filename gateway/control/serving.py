@@ -21,6 +21,7 @@ from gateway.control.cpus import workers_auto
 from gateway.control.listening import bind_all
 from gateway.control.report import Report
 from gateway.control.resolver import resolve
+from gateway.control.shared import Board, SharedMemory
 from gateway.control.spawning import Spawned, spawn
 from gateway.control.supervisor import Setting, Supervisor
 from gateway.errors import StartFailed
@@ -47,8 +48,10 @@ def serve(path: Path) -> int:
     report = Report(style=table.gateway.log, log_query=table.gateway.log_query)
     with contextlib.ExitStack() as at_end:
         at_end.callback(report.close)
+        memory = SharedMemory(SharedMemory.create())
+        at_end.callback(memory.close)
         count = table.gateway.workers or workers_auto()
-        spawned = at_end.enter_context(_processes(count))
+        spawned = at_end.enter_context(_processes(count, memory.fd))
         bound = bind_all(table.listeners)
         for each in bound:
             at_end.callback(each.abandon)
@@ -57,20 +60,20 @@ def serve(path: Path) -> int:
         _warn_of_descriptors(table.gateway.max_sessions, descriptors, report)
         endpoints = _resolve(table, report)
         setting = Setting(choice, max_sessions)
-        supervisor = Supervisor(table, bound, endpoints, setting, report)
+        supervisor = Supervisor(table, bound, endpoints, setting, Board(memory), report)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(supervisor.run(spawned))
     raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
-def _processes(count: int) -> Iterator[list[Spawned]]:
+def _processes(count: int, memory: int) -> Iterator[list[Spawned]]:
     """The workers' processes, which are there already while the rest is made ready. Those that
     nobody came to talk to end by themselves: we close our end."""
     spawned: list[Spawned] = []
     try:
         for _ in range(count):
-            spawned.append(spawn())
+            spawned.append(spawn(memory))
         yield spawned
     except OSError as error:
         raise StartFailed(

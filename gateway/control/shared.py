@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from gateway.balance import Load
 from gateway.events import AccessRecord, Cause
 
 WORKERS_MAX = 256             # regions; more than one for each CPU that a machine has today
@@ -82,6 +83,10 @@ class Cell(enum.IntEnum):
     ROUND_TRIP_UPSTREAM_US = 26
 
 
+# Plain numbers, since an enum's member is slow to reach and to add.
+_CONNECTIONS, _SESSIONS = Cell.CONNECTIONS.value, Cell.SESSIONS.value
+_SERVING, _HELD = Cell.SERVING.value, Cell.HELD.value
+
 GAUGES = (
     Cell.BEAT, Cell.CONNECTIONS, Cell.SESSIONS, Cell.SERVING, Cell.HELD, Cell.LAG_US,
 )
@@ -128,7 +133,8 @@ class SharedMemory:
     """The memory itself, mapped into this process."""
 
     def __init__(self, fd: int):
-        """Map what `fd` is, which stays the caller's. Raises ValueError for another layout."""
+        """Map what `fd` is, and own it. Raises ValueError for another layout."""
+        self.fd = fd                             # for those who are to share it
         self._map = mmap.mmap(fd, (_HEADER + WORKERS_MAX * _REGION) * 8)
         self.cells = memoryview(self._map).cast("Q")
         if self.cells[_VERSION_AT] != VERSION:
@@ -157,6 +163,7 @@ class SharedMemory:
         """Unmap it. Whoever still has a face of it must not use that."""
         self.cells.release()
         self._map.close()
+        os.close(self.fd)
 
 
 def _region(worker: int) -> int:
@@ -238,11 +245,11 @@ class Counters:
 
     def connections_are(self, count: int) -> None:
         """See limits.Elsewhere."""
-        self._cells[self._base + Cell.CONNECTIONS] = count
+        self._cells[self._base + _CONNECTIONS] = count
 
     def sessions_are(self, count: int, route: str, on_route: int, *, begun: bool) -> None:
         """See limits.Elsewhere."""
-        self._cells[self._base + Cell.SESSIONS] = count
+        self._cells[self._base + _SESSIONS] = count
         slot = self._routes.get(route)
         if slot is not None:
             cell = self._route_cell(slot)
@@ -321,7 +328,10 @@ class Counters:
 
     def serving(self) -> int:
         """See governor.Elsewhere."""
-        return 1 + len(self.others(Cell.SERVING))
+        others = (
+            base for base in map(_region, range(self._memory.workers)) if base != self._base
+        )
+        return 1 + sum(self._cells[base + _SERVING] for base in others)
 
     def delayed(self) -> None:
         """See governor.Elsewhere."""
@@ -331,14 +341,16 @@ class Counters:
         """See governor.Elsewhere."""
         self.add(Cell.HANDSHAKES_TURNED_AWAY)
 
-    def others(self, cell: Cell) -> list[int]:
-        """This cell of every other worker that serves."""
-        found = []
-        for worker in range(self._memory.workers):
-            base = _region(worker)
-            if worker != self._worker and self._cells[base + Cell.SERVING]:
-                found.append(self._cells[base + cell])
-        return found
+    def loads(self) -> list[Load]:
+        """What every other worker that serves has now."""
+        cells = self._cells
+        return [
+            Load(
+                cells[base + _CONNECTIONS], cells[base + _SESSIONS], held=bool(cells[base + _HELD])
+            )
+            for base in map(_region, range(self._memory.workers))
+            if base != self._base and cells[base + _SERVING]
+        ]
 
     def _sum_elsewhere(self, offset: int) -> int:
         return sum(
@@ -390,7 +402,7 @@ class Board:
     """What the supervisor reads, and how names get their cells."""
 
     def __init__(self, memory: SharedMemory):
-        self._memory = memory
+        self.memory = memory
         self._cells = memory.cells
         self._routes = _SlotBook(ROUTES_MAX)
         self._endpoints = _SlotBook(ENDPOINTS_MAX)
@@ -433,7 +445,7 @@ class Board:
             self._cells[base + _ROUTES_AT + slot * _ROUTE_CELLS + _OPEN] = 0
         for slot in self._endpoints.in_use():
             self._cells[base + _ENDPOINTS_AT + slot] = 0
-        self._memory.forget_clients(worker)
+        self.memory.forget_clients(worker)
 
     def beat(self, worker: int) -> int:
         """When it last said that it lives, on CLOCK_MONOTONIC in ns; 0 before the first time."""
@@ -482,11 +494,11 @@ class Board:
         return self._routes.left_out + self._endpoints.left_out
 
     def _sum(self, offset: int) -> int:
-        return sum(self._cells[_region(one) + offset] for one in range(self._memory.workers))
+        return sum(self._cells[_region(one) + offset] for one in range(self.memory.workers))
 
     def _route_sums(self, slot: int) -> list[int]:
         sums = [0] * _ROUTE_CELLS
-        for worker in range(self._memory.workers):
+        for worker in range(self.memory.workers):
             at = _region(worker) + _ROUTES_AT + slot * _ROUTE_CELLS
             for place, value in enumerate(self._cells[at : at + _ROUTE_CELLS].tolist()):
                 sums[place] += value

@@ -3,7 +3,7 @@
 Laws of this file:
 
 - A worker is a new program, never a fork of a running loop: it shares nothing with its supervisor
-  but the two channels that it is given, standard output and standard error.
+  but the two channels and the memory that it is given, standard output and standard error.
 - It imports the gateway from where we did, whatever the working folder has of that name.
 - Signals that a terminal or an init sends to the whole group are for the supervisor alone. They
   are blocked while the process is made, since a blocked signal stays blocked over exec (signal(7)):
@@ -40,10 +40,11 @@ class Spawned:
         self.process.poll()
 
 
-def spawn() -> Spawned:
-    """Start a process. Raises OSError where there is no room for one more."""
+def spawn(memory: int) -> Spawned:
+    """Start a process that counts in `memory`, a descriptor. Raises OSError where there is no room
+    for one more."""
     lines, lane = socket_pairs()
-    theirs = (lines[1].fileno(), lane[1].fileno())
+    theirs = (lines[1].fileno(), lane[1].fileno(), memory)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
     try:
         process = subprocess.Popen(  # noqa: S603 - ourselves

@@ -28,6 +28,7 @@ from gateway.control.handle import WorkerHandle, WorkerState
 from gateway.control.listening import Bound
 from gateway.control.parts import relays
 from gateway.control.report import Report, Value
+from gateway.control.shared import Board, endpoint_name
 from gateway.control.spawning import Spawned, spawn
 from gateway.errors import EngineRefused, GatewayError, StartFailed
 from gateway.table import Table
@@ -72,17 +73,19 @@ class Supervisor:
     """See the module's docstring. `run` is its life, in the main thread.
 
     `bound` are the listening sockets, by numbers that no other ever has, in the order of the
-    table's listeners; `endpoints` are the addresses of the table's upstreams.
+    table's listeners; `endpoints` are the addresses of the table's upstreams; on the `board` the
+    workers count.
     """
 
     def __init__(
         self, table: Table, bound: list[Bound], endpoints: Endpoints, setting: Setting,
-        report: Report,
+        board: Board, report: Report,
     ) -> None:
         self.table = table
         self.bound = dict(enumerate(bound))
         self.endpoints = endpoints
         self.setting = setting
+        self.board = board
         self.report = report
         self.workers: list[WorkerHandle] = []    # those whose process has not ended
         self.phase = Phase.STARTING
@@ -143,6 +146,7 @@ class Supervisor:
         """Hear a new process, and tell it what to begin with."""
         worker = WorkerHandle(index, spawned, self._heard, self._gone)
         self.workers.append(worker)
+        self.board.begin(index)
         await worker.open()
         if self.table.gateway.pin:
             cpus = usable()
@@ -172,6 +176,13 @@ class Supervisor:
         return {
             "table": channel.pack_table(self.table),
             "endpoints": channel.pack_endpoints(self.table, self.endpoints),
+            "slots": self.board.slots(
+                (route.name for route in self.table.routes),
+                (
+                    endpoint_name(upstream, str(address))
+                    for upstream, found in self.endpoints.items() for _, address in found
+                ),
+            ).to_json(),
             "listeners": [
                 {"index": index, "address": channel.pack_address(each.address)}
                 for index, each in self.bound.items()
@@ -220,6 +231,7 @@ class Supervisor:
         """A process has ended: as it should, or not."""
         told = worker.ended
         self.workers.remove(worker)
+        self.board.bury(worker.index)
         if told is not None:
             self.totals.accepted += told["accepted"]
             self.totals.cut += told["cut"]
@@ -261,7 +273,7 @@ class Supervisor:
         if self.phase is Phase.ENDING:
             return
         try:
-            spawned = spawn()
+            spawned = spawn(self.board.memory.fd)
         except OSError as error:
             self.say(self.report.error, "a worker cannot be started; it is tried again",
                      worker=index, error=error.strerror or str(error), seconds=BACK_OFF_MAX)

@@ -31,19 +31,20 @@ from gateway.control.channel import Message
 from gateway.control.listening import Bound
 from gateway.control.orders import Orders
 from gateway.control.parties import Echo, Party
+from gateway.control.pulse import Pulse
 from gateway.control.report import Report
+from gateway.control.shared import Cell, Counters
+from gateway.control.trouble import Trouble
 from gateway.engine.contract import Engine
 from gateway.errors import Fault, fault_of
 from gateway.events import CLIENT, UPSTREAM, Accepted, Command, Event, Link, Side
 from gateway.protocol.desk import Desk
 from gateway.protocol.session import Session
 from gateway.table import Listener
-from gateway.upstreams import News
 
 FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried again
 LAST_ACCEPTS = 0.2            # seconds of a drain in which who is connected already is accepted
 CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
-SAY_AGAIN = 10.0              # seconds between two warnings of one kind: trouble comes in floods
 
 # Names of timers that are the worker's own. Sessions use words without a space.
 _PAIRED = "pair connected"
@@ -73,7 +74,7 @@ class Worker:
 
     `desk` is what the sessions share; `bound` the sockets to listen on by the supervisor's numbers,
     and `channel` its own end of what leads there: the engine takes them all. `number` is the
-    worker's among all; `make_session` is for tests.
+    worker's among all, `counters` where it shares what it counts; `make_session` is for tests.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Worker:
         bound: dict[int, Bound],
         channel: socket.socket,
         number: int = 0,
+        counters: Counters | None = None,
         make_session: SessionMaker = Session,
     ) -> None:
         self.counts = Counts()
@@ -91,6 +93,8 @@ class Worker:
         self._desk = desk
         self._report = report
         self._number = number
+        self._counters = counters
+        self._pulse: Pulse | None = None
         self._bound = bound
         self._make_session = make_session
         self._listeners: dict[int, Listener] = {}
@@ -104,9 +108,7 @@ class Worker:
         self._killed = False
         self._stopped = False
         self._flushing = False          # the timer for the log is set
-        self._said: dict[tuple[str, str], float] = {}  # message and what it is about: when
-        self._resting: set[str] = set()  # endpoints of which it was said
-        self._paused: set[int] = set()  # listeners whose pause was said
+        self._trouble = Trouble(report)
         self._said_before: Iterable[Message] = ()  # that it began
         self._own: Link = -1            # for the worker's timers; the channel may be lost
         self.orders = Orders(
@@ -146,6 +148,12 @@ class Worker:
             listener = replace(each.listener, address=each.address)
             self._listeners[self._engine.listen(each.socket)] = listener
             self._listeners_open = True
+        if self._counters is not None:
+            self._pulse = Pulse(
+                self._engine, self._own, self._listeners, self._desk.limits, self._counters,
+                self._report,
+            )
+            self._pulse.start()
 
     # --- Events -----------------------------------------------------------------------------
 
@@ -154,7 +162,7 @@ class Worker:
         for event in batch:
             self._deliver_one(event)
         if self._desk.news:
-            self._tell_news(self._desk.news)
+            self._trouble.endpoints(self._engine.now(), self._desk.news)
         if self._ending and not self._sessions and not self._listeners_open:
             self._stop()
         if self._report.said:
@@ -175,9 +183,10 @@ class Worker:
         elif isinstance(event, Accepted):
             self._admit(event)
         elif isinstance(event, events.AcceptPaused):
-            self._accept_paused(event)
+            listener = self._listeners[event.link]
+            self._trouble.accept_paused(event.at, str(listener.address), event.fault)
         elif isinstance(event, events.AcceptResumed):
-            self._accept_resumed(event)
+            self._trouble.accept_resumed(str(self._listeners[event.link].address))
         # Else it is of a link that was forgotten.
 
     def _client_event(self, party: Party, event: Event) -> None:
@@ -231,6 +240,7 @@ class Worker:
     def _crashed(self, party: Party, at: float) -> None:
         """End a machine that raised: it is told of its client's end, and of nothing else."""
         self.counts.crashed += 1
+        self._share(Cell.CRASHED)
         self._report.error(traceback.format_exc(), session=party.name)
         session = self._sessions.pop(party, None)
         if party.upstream is not None:
@@ -268,14 +278,18 @@ class Worker:
     def _admit(self, event: Accepted) -> None:
         """A client came: it gets a session. Above the limits the session itself refuses."""
         self.counts.accepted += 1
+        self._share(Cell.ACCEPTED)
         if not self._desk.limits.opened():
             self.counts.refused += 1
+            self._share(Cell.REFUSED)
             self._engine.reset(event.link)
-            self._warn_rarely(
+            self._trouble.warn(
                 event.at, "connections are cut at accept: far more than max_sessions are open",
                 connections=self._desk.limits.connections, cut=self.counts.refused,
             )
             return
+        if self._pulse is not None:
+            self._pulse.look(event.at)
         name = f"{self._name}-{self.counts.accepted}"
         session = self._make_session(
             number=name, accepted=event, listener=self._listeners[event.listener], desk=self._desk
@@ -286,53 +300,6 @@ class Worker:
         self._tell(party, lambda _: session.start(), event.at)
         if self._ending and party in self._sessions:
             self._tell(party, session.kill if self._killed else session.drain, event.at)
-
-    def _accept_paused(self, event: events.AcceptPaused) -> None:
-        said = self._warn_rarely(
-            event.at, f"accepting is paused: {event.fault.value}; clients wait in the backlog",
-            listener=str(self._listeners[event.link].address),
-        )
-        if said:
-            self._paused.add(event.link)
-
-    def _accept_resumed(self, event: events.AcceptResumed) -> None:
-        """Said only where the pause was said."""
-        if event.link in self._paused:
-            self._paused.remove(event.link)
-            listener = str(self._listeners[event.link].address)
-            self._report.warning("accepting is resumed", listener=listener)
-
-    def _tell_news(self, news: list[News]) -> None:
-        """Say which endpoints rest, and, where that was said, that they work again. One that
-        comes and goes does not fill the log."""
-        for one in news:
-            key = f"{one.upstream} {one.endpoint}"
-            if one.error:
-                said = self._warn_rarely(
-                    self._engine.now(),
-                    "an endpoint cannot be connected; it rests, and others are taken meanwhile",
-                    about=key, endpoint=one.endpoint, upstream=one.upstream, error=one.error,
-                    seconds=one.rest,
-                )
-                if said:
-                    self._resting.add(key)
-            elif key in self._resting:
-                self._resting.remove(key)
-                self._report.info(
-                    "an endpoint is connected again", endpoint=one.endpoint, upstream=one.upstream
-                )
-        news.clear()
-
-    def _warn_rarely(
-        self, at: float, message: str, *, about: str = "", **fields: str | float
-    ) -> bool:
-        """Warn, unless the same was said of the same a moment ago; True if it was said."""
-        key = (message, about)
-        if at - self._said.get(key, -SAY_AGAIN) < SAY_AGAIN:
-            return False
-        self._said[key] = at
-        self._report.warning(message, **fields)
-        return True
 
     # --- Ends -------------------------------------------------------------------------------
 
@@ -349,6 +316,8 @@ class Worker:
             self._stop()
         elif event.name == _FLUSH:
             self._flushing = False
+        elif self._pulse is not None:
+            self._pulse.timed_out(event.name, event.at)
 
     def _drain(self, message: Message, at: float) -> None:
         """Accept nobody but who is connected already, unless "others" go on accepting; every
@@ -362,6 +331,8 @@ class Worker:
             sessions=len(self._sessions), seconds=seconds,
         )
         self._engine.set_timer(self._own, _DRAIN, at + seconds)
+        if self._pulse is not None:
+            self._pulse.stop()
         for party, session in list(self._sessions.items()):
             self._tell(party, session.drain, at)
         self._last_accepts = (-1, at if message["others"] else at + LAST_ACCEPTS)
@@ -408,8 +379,15 @@ class Worker:
 
     def _count_cut(self, party: Party) -> None:
         """Once each."""
-        self.counts.cut += not party.cut
-        party.cut = True
+        if not party.cut:
+            party.cut = True
+            self.counts.cut += 1
+            self._share(Cell.CUT)
+
+    def _share(self, cell: Cell) -> None:
+        """One more of these, for all to see."""
+        if self._counters is not None:
+            self._counters.add(cell)
 
     def _end_accepting(self) -> None:
         """No new client from here on; sessions that ask are told that we are going away."""
@@ -548,4 +526,6 @@ class Worker:
         after its `write_timeout`."""
         if self._ending and any(counts.cut for counts in command.record.counts):
             self._count_cut(party)
+        if self._counters is not None:
+            self._counters.record(command.record)
         self._report.access(command.record)

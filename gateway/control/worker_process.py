@@ -1,6 +1,7 @@
-"""The program of one worker: `python -m gateway.control.worker_process LINES LANE`.
+"""The program of one worker: `python -m gateway.control.worker_process LINES LANE MEMORY`.
 
-LINES and LANE are the descriptors of its channels (see channel.py). It waits for the first line,
+LINES and LANE are the descriptors of its channels (see channel.py), MEMORY that of what all workers
+count in (see shared.py). It waits for the first line,
 builds what its sessions share, serves until it is told to end, and says how that went.
 
 Laws of this file:
@@ -23,9 +24,11 @@ from gateway.control.channel import Lines, Message
 from gateway.control.choice import make
 from gateway.control.listening import Bound
 from gateway.control.report import Report
+from gateway.control.shared import Counters, SharedMemory, Slots
 from gateway.control.spawning import IGNORED
 from gateway.control.worker import Worker
 from gateway.errors import EngineRefused
+from gateway.governor import Governor
 from gateway.limits import Limits
 from gateway.protocol.desk import Desk
 from gateway.routing import RouteTable
@@ -42,13 +45,14 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     lines = socket.socket(fileno=int(sys.argv[1]))
     lane = socket.socket(fileno=int(sys.argv[2]))
+    memory = SharedMemory(int(sys.argv[3]))
     begin, behind = _first(lines)
     if begin is None:
         return                # the supervisor has ended before we were wanted
     table = channel.unpack_table(begin["table"])
     report = Report(style=table.gateway.log, log_query=table.gateway.log_query)
     try:
-        _serve(begin, behind, table, report, lines, lane)
+        _serve(begin, behind, table, report, lines, lane, memory)
     except Exception:  # noqa: BLE001 - a bug of ours: it is said, and the supervisor goes on
         report.error(traceback.format_exc(), worker=begin["worker"])
         sys.exit(EXIT_BUG)
@@ -72,7 +76,7 @@ def _first(lines: socket.socket) -> tuple[Message | None, list[Message]]:
 
 def _serve(
     begin: Message, behind: list[Message], table: Table, report: Report,
-    lines: socket.socket, lane: socket.socket,
+    lines: socket.socket, lane: socket.socket, memory: SharedMemory,
 ) -> None:
     """Serve until the end."""
     try:
@@ -87,16 +91,24 @@ def _serve(
         index = said["index"]
         address = channel.unpack_address(said["address"])
         bound[index] = Bound(listener, sockets.pop(index), address)
+    counters = Counters(memory, begin["worker"], Slots.from_json(begin["slots"]))
     desk = desk_of(table, channel.unpack_endpoints(table, begin["endpoints"]),
-                   begin["max_sessions"])
-    Worker(engine, desk, report, bound, lines, number=begin["worker"]).run(behind)
+                   begin["max_sessions"], counters)
+    worker = Worker(
+        engine, desk, report, bound, lines, number=begin["worker"], counters=counters
+    )
+    worker.run(behind)
 
 
-def desk_of(table: Table, endpoints: channel.Endpoints, max_sessions: int) -> Desk:
-    """What the sessions of one worker share."""
+def desk_of(
+    table: Table, endpoints: channel.Endpoints, max_sessions: int, counters: Counters
+) -> Desk:
+    """What the sessions of one worker share; by `counters` also with those of others."""
     chance = random.Random()  # noqa: S311 - balances load, keeps no secret
     news: list[News] = []
-    pools = {name: Pool(upstream, chance, news) for name, upstream in table.upstreams.items()}
+    pools = {
+        name: Pool(upstream, chance, news, counters) for name, upstream in table.upstreams.items()
+    }
     for name, found in endpoints.items():
         pools[name].set_endpoints(found)
     page = importlib.resources.files("gateway.protocol").joinpath("page.html").read_bytes()
@@ -104,7 +116,8 @@ def desk_of(table: Table, endpoints: channel.Endpoints, max_sessions: int) -> De
         table=table,
         routes=RouteTable(table.routes),
         pools=pools,
-        limits=Limits(max_sessions),
+        limits=Limits(max_sessions, counters),
+        governor=Governor(counters),
         random_bytes=secrets.token_bytes,
         page=page,
         news=news,

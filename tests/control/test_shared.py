@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.balance import Load
 from gateway.control import shared
 from gateway.control.shared import Board, Cell, Counters, SharedMemory, Slots, endpoint_name
 from gateway.events import AccessRecord, Address, LegCounts
@@ -24,9 +25,7 @@ ENDPOINT = Address(host="192.0.2.9", port=9000)
 @pytest.fixture
 def memory() -> Iterator[SharedMemory]:
     """Fresh memory, unmapped at the end."""
-    fd = SharedMemory.create()
-    mapped = SharedMemory(fd)
-    os.close(fd)
+    mapped = SharedMemory(SharedMemory.create())
     yield mapped
     mapped.close()
 
@@ -100,10 +99,15 @@ def test_a_beat_says_when_and_how_late(board: Board, memory: SharedMemory) -> No
 def test_the_others_are_those_that_serve(board: Board, memory: SharedMemory) -> None:
     one, two = Counters(memory, 0, Slots()), Counters(memory, 1, Slots())
     two.connections_are(5)
-    assert one.others(Cell.CONNECTIONS) == []
+    assert one.loads() == []
+    assert one.serving() == two.serving() == 1
     two.store(Cell.SERVING, 1)
-    assert one.others(Cell.CONNECTIONS) == [5]
-    assert two.others(Cell.CONNECTIONS) == []
+    two.store(Cell.HELD, 1)
+    assert one.loads() == [Load(5, 0, held=True)]
+    assert two.loads() == []
+    assert (one.serving(), two.serving()) == (2, 1)
+    board.bury(1)
+    assert one.serving() == 1
 
 
 # --- Limits -----------------------------------------------------------------------------------
@@ -294,7 +298,6 @@ def test_other_memory_is_refused() -> None:
     os.ftruncate(fd, 8 * 10**9)
     with pytest.raises(ValueError, match="not the memory"):
         SharedMemory(fd)
-    os.close(fd)
 
 
 # --- Two processes ----------------------------------------------------------------------------
@@ -362,7 +365,6 @@ def test_two_processes_lose_nothing() -> None:
             child.kill()
             child.communicate()
         memory.close()
-        os.close(fd)
 
 
 def random_of(seed: int) -> random.Random:

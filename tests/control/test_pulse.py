@@ -1,0 +1,180 @@
+"""What a worker does by the clock: its beat, and how it holds back for the others."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.control.pulse import BEAT, LOOK, Pulse
+from gateway.control.report import Report
+from gateway.control.shared import Board, Cell, Counters, SharedMemory, Slots
+from gateway.limits import Limits
+
+OWN = 1
+LISTENERS = (7, 8)
+
+
+class Engine:
+    """Takes the engine's place: its time is set, its verbs are noted."""
+
+    def __init__(self) -> None:
+        self.time = 50.0
+        self.timers: dict[str, float] = {}
+        self.calls: list[tuple[str, int]] = []
+
+    def now(self) -> float:
+        """See contract.Engine."""
+        return self.time
+
+    def set_timer(self, link: int, name: str, at: float) -> None:
+        """See contract.Engine."""
+        assert link == OWN
+        self.timers[name] = at
+
+    def hold(self, link: int) -> None:
+        """See contract.Engine."""
+        self.calls.append(("hold", link))
+
+    def read(self, link: int) -> None:
+        """See contract.Engine."""
+        self.calls.append(("read", link))
+
+
+class Stage:
+    """One worker's pulse, and what another worker says of itself."""
+
+    def __init__(self, memory: SharedMemory, report: Report, max_sessions: int = 1000) -> None:
+        self.board = Board(memory)
+        self.board.begin(0)
+        self.board.begin(1)
+        self.engine = Engine()
+        self.limits = Limits(max_sessions)
+        self.counters = Counters(memory, 0, Slots())
+        self.other = Counters(memory, 1, Slots())
+        self.pulse = Pulse(
+            self.engine,  # type: ignore[arg-type]
+            OWN, LISTENERS, self.limits, self.counters, report,
+        )
+
+    def other_has(self, connections: int, sessions: int = 0, *, serving: bool = True) -> None:
+        """The other worker's counts."""
+        self.other.connections_are(connections)
+        self.other.store(Cell.SESSIONS, sessions)
+        self.other.store(Cell.SERVING, serving)
+
+    def fire(self, name: str) -> None:
+        """A timer is due."""
+        self.engine.time = self.engine.timers.pop(name)
+        self.pulse.timed_out(name, self.engine.time)
+
+    def calls(self) -> list[tuple[str, int]]:
+        """The verbs since the last time."""
+        calls, self.engine.calls = self.engine.calls, []
+        return calls
+
+
+@pytest.fixture
+def report() -> Iterator[Report]:
+    """A report that nobody reads."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    report = Report(output=nowhere, errors=nowhere)
+    os.close(nowhere)
+    yield report
+    report.close()
+
+
+@pytest.fixture
+def stage(report: Report) -> Iterator[Stage]:
+    """Two workers on fresh memory."""
+    memory = SharedMemory(SharedMemory.create())
+    yield Stage(memory, report)
+    memory.close()
+
+
+HELD = [("hold", 7), ("hold", 8)]
+READ = [("read", 7), ("read", 8)]
+
+
+def test_it_says_that_it_lives_each_second(stage: Stage) -> None:
+    stage.pulse.start()
+    assert stage.board.of_worker(0)["serving"] == 1
+    assert stage.board.beat(0) == 50_000_000_000
+    assert stage.engine.timers == {"beat": 50.0 + BEAT}
+    stage.fire("beat")
+    assert stage.board.beat(0) == 51_000_000_000
+    assert stage.board.of_worker(0)["lag_us"] == 0
+
+
+def test_a_late_beat_says_how_late(stage: Stage) -> None:
+    stage.pulse.start()
+    stage.pulse.timed_out("beat", 50.0 + BEAT + 0.25)
+    assert stage.board.of_worker(0)["lag_us"] == 250_000
+    assert stage.engine.timers["beat"] == 50.0 + BEAT + 0.25 + BEAT
+
+
+def test_it_holds_while_it_has_clearly_more(stage: Stage) -> None:
+    """And looks again by a timer, since no client may come that would make it look."""
+    stage.pulse.start()
+    stage.other_has(0)
+    stage.limits.connections = 32
+    stage.pulse.look(50.0)
+    assert stage.calls() == []
+    stage.limits.connections = 33
+    stage.pulse.look(50.0)
+    assert stage.calls() == HELD
+    assert stage.board.of_worker(0)["held"] == 1
+    assert stage.engine.timers["look"] == 50.0 + LOOK
+    stage.fire("look")
+    assert stage.calls() == [], "once is enough"
+    assert "look" in stage.engine.timers
+    stage.other_has(1)
+    stage.fire("look")
+    assert stage.calls() == READ
+    assert stage.board.of_worker(0)["held"] == 0
+    assert "look" not in stage.engine.timers
+
+
+def test_it_goes_on_where_the_other_dies(stage: Stage) -> None:
+    stage.pulse.start()
+    stage.other_has(0)
+    stage.limits.connections = 100
+    stage.pulse.look(50.0)
+    assert stage.calls() == HELD
+    stage.board.bury(1)
+    stage.fire("look")
+    assert stage.calls() == READ
+
+
+def test_one_that_is_full_holds_for_one_that_has_room(stage: Stage) -> None:
+    stage.pulse.start()
+    stage.limits.connections = stage.limits.sessions = 1000
+    stage.other_has(1000, 999)
+    stage.pulse.look(50.0)
+    assert stage.calls() == HELD
+    stage.other_has(1000, 1000)
+    stage.fire("look")
+    assert stage.calls() == READ, "all are full: say so"
+
+
+def test_a_worker_that_drains_is_not_reckoned_with(stage: Stage) -> None:
+    stage.pulse.start()
+    stage.other_has(0, serving=False)
+    stage.limits.connections = 500
+    stage.pulse.look(50.0)
+    assert stage.calls() == []
+
+
+def test_before_a_drain_it_reads_again_and_stays_so(stage: Stage) -> None:
+    stage.pulse.start()
+    stage.other_has(0)
+    stage.limits.connections = 100
+    stage.pulse.look(50.0)
+    assert stage.calls() == HELD
+    stage.pulse.stop()
+    assert stage.calls() == READ
+    assert stage.board.of_worker(0)["serving"] == 0
+    stage.fire("look")
+    stage.pulse.look(60.0)
+    assert stage.calls() == []
+    stage.fire("beat")
+    assert stage.board.beat(0), "it lives until it ends"
