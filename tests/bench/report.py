@@ -5,6 +5,7 @@ Law: pure. It renders what it is given and computes nothing but medians, interva
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .cases import CASES, ECHO, Case, Outcome
@@ -12,6 +13,7 @@ from .figures import KIB, Field, Verdict, check
 from .stats import Interval, interval, median
 
 NOTHING = "-"
+LOAD_IDLE = 0.05     # with less of its core left, the load is taken for full
 CLOSED_LOOP = (
     "Closed loop: each connection sends when its echo is back, so that throughput is what one "
     "core yields, and latency is mostly waiting for the others."
@@ -64,16 +66,36 @@ def render(run: Run) -> str:
         "## Throughput and latency",
         CLOSED_LOOP,
         _latency_table(run),
+        _who_limits(run),
         "## Idle connections, opening and closing",
         _idle_table(run),
         "## The figures" if run.named("gateway") else "",
-        *(_figures(one) for one in run.fields()),
+        *(f"### {one.gateway}\n\n{_figures(one)}" for one in run.fields()),
         _failures(run.outcome),
         "## What ran",
         _table(
             ["proxy", "version", "access records"],
             ([name, about[1], about[2]] for name, about in run.proxies.items()),
         ),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary(run: Run, picture: Path) -> str:
+    """What a README has: how it was measured, CPU per message, the figures."""
+    parts = [
+        *(f"**{warning}**" for warning in run.warnings),
+        _how(run),
+        f"![CPU of the proxy for one echoed message]({picture})",
+        "CPU of the proxy for one echoed message, µs:",
+        _cpu_table(run),
+        _calls_table(run).replace("## ", ""),
+        "Idle connections, opening and closing:",
+        _idle_table(run),
+        *(f"{one.gateway}:\n\n{_figures(one)}" for one in run.fields()),
+        _failures(run.outcome).replace("## What failed", "What failed:"),
+        "Versions: " + ", ".join(f"{name} {about[1]}" for name, about in run.proxies.items()
+                                 if about[0] != "floor") + ".",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -176,16 +198,40 @@ def _latency_table(run: Run) -> str:
         for proxy in run.proxies:
             if not run.outcome.values(case.name, proxy, "cpu_us"):
                 continue
-            load = median(run.outcome.values(case.name, proxy, "load_busy_part"))
-            busy = median(run.outcome.values(case.name, proxy, "busy_part"))
             figures = ("messages_per_s", "p50_us", "p99_us", "p999_us")
             rows.append(
                 [case.title, proxy]
                 + [_cell(run, case.name, proxy, figure) for figure in figures]
-                + [f"{busy:.0%}", f"{load:.0%}"]
+                + [f"{_idle(run, case.name, proxy, who):.0%}" for who in ("", "load_")]
             )
     heads = ["case", "proxy", "messages/s", "p50 µs", "p99 µs", "p99.9 µs"]
-    return _table([*heads, "proxy's core", "load's core"], rows)
+    return _table([*heads, "proxy's core idle", "load's core idle"], rows)
+
+
+def _idle(run: Run, case: str, proxy: str, who: str) -> float:
+    """The share of the time in which a core had nothing to do, for it or for others."""
+    busy = median(run.outcome.values(case, proxy, f"{who}busy_part"))
+    waited = median(run.outcome.values(case, proxy, f"{who}waited_part"))
+    return max(0.0, 1 - busy - waited)
+
+
+def _who_limits(run: Run) -> str:
+    """Whether the load could have given more."""
+    idle = {
+        (case.title, proxy): _idle(run, case.name, proxy, "load_")
+        for case in _measured(run, lambda case: case.kind == ECHO)
+        for proxy in run.proxies
+        if run.outcome.values(case.name, proxy, "load_busy_part")
+    }
+    if not idle:
+        return ""
+    case, proxy = min(idle, key=lambda one: idle[one])
+    full = sum(share < LOAD_IDLE for share in idle.values())
+    return (
+        f"The load's core was idle for {idle[case, proxy]:.0%} of the time at least "
+        f"({case}, {proxy}; less than {LOAD_IDLE:.0%} in {full} of {len(idle)} lines): where it is "
+        "full, messages/s and latency are the load's limit, and CPU per message is what to compare."
+    )
 
 
 def _idle_table(run: Run) -> str:
@@ -215,7 +261,7 @@ def _idle_table(run: Run) -> str:
 def _figures(one: Field) -> str:
     rows = [_row(verdict) for verdict in check(one)]
     heads = ["figure", "at most", "found", "against", ""]
-    return f"### {one.gateway}\n\n" + _table(heads, rows)
+    return _table(heads, rows)
 
 
 def _row(verdict: Verdict) -> list[str]:

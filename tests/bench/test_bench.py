@@ -21,10 +21,11 @@ from bench.__main__ import _as_json, _chosen, _chosen_cases, _read, main
 from bench.figures import check
 from bench.floors import Floor
 from bench.load import Load, LoadError
-from bench.peers.base import FRAMES, RAW
+from bench.peers.base import FRAMES, RAW, ROOT
 from bench.peers.gateway import Gateway
 from bench.process import Running, StartError, is_listening
 from bench.proxies import everything
+from bench.publish import BEGIN, END, publish
 
 no_compiler = build.missing("load")
 compiled = pytest.mark.skipif(bool(no_compiler), reason=no_compiler or "it can be compiled")
@@ -326,6 +327,8 @@ def test_the_report_tells_what_was_measured_and_how() -> None:
     assert "### gateway-uvloop" in text
     assert "| miss |" in text
     assert "1.0% of the time" in text
+    assert "The load's core was idle for 19% of the time at least (64 B, floor-epoll;" in text
+    assert "less than 5% in 0 of 5 lines" in text
 
 
 def test_the_chart_is_a_picture() -> None:
@@ -345,6 +348,31 @@ def test_a_kept_run_renders_the_same(tmp_path: Path) -> None:
     main(["--report", str(path)])
     assert path.with_suffix(".md").read_text() == report.render(run)
     ElementTree.fromstring(path.with_suffix(".svg").read_text())
+
+
+def test_a_run_is_published_between_its_marks(tmp_path: Path) -> None:
+    """Nothing else of the README changes, and a second run takes the place of the first."""
+    readme = tmp_path / "README.md"
+    (tmp_path / "docs").mkdir()
+    readme.write_text(f"# Before\n\n{BEGIN}\n\nold\n\n{END}\n\n## After\n")
+    for _ in range(2):
+        publish(_canned(), tmp_path)
+        text = readme.read_text()
+        assert text.startswith(f"# Before\n\n{BEGIN}\n")
+        assert text.endswith(f"\n{END}\n\n## After\n")
+        assert "old" not in text
+        assert text.count("| gateway-uvloop | 9.00 [9.00, 18.0] (1.12) |") == 1
+        assert "](docs/performance.svg)" in text
+    ElementTree.fromstring((tmp_path / "docs" / "performance.svg").read_text())
+    readme.write_text("# Nothing of the kind\n")
+    with pytest.raises(ValueError, match=r"README\.md has no"):
+        publish(_canned(), tmp_path)
+
+
+def test_the_readme_has_a_place_for_a_run() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count(BEGIN) == 1
+    assert END in text.partition(BEGIN)[2]
 
 
 def test_numbers_have_three_digits() -> None:
