@@ -74,7 +74,7 @@ class Relay:
     """
 
     __slots__ = (
-        "_active_at",
+        "active_at",
         "_first",
         "_limit_at",
         "_random_bytes",
@@ -100,7 +100,7 @@ class Relay:
         self._since = now                       # close_timeout counts from then, or later
         self._session_at = now + rules.session_timeout if rules.session_timeout else math.inf
         self._limit_at = self._session_at + (rules.write_timeout or rules.close_timeout)
-        self._active_at = now                   # last byte but for our own pongs
+        self.active_at = now                   # last byte but for our own pongs
         self._wrapper = TextWrapper() if rules.raw_text else None
         self.deadline = math.inf
         self._set_deadline(now)
@@ -128,11 +128,11 @@ class Relay:
         if self.cause is not None:
             self._received_while_ending(leg, other, data, now)
         elif leg.close_received is None:
-            active_at, self._active_at = self._active_at, now
+            active_at, self.active_at = self.active_at, now
             if leg.raw:
                 self._wrap(data, now)
             elif self._walk(leg, data, now):
-                self._active_at = active_at     # nothing came but the answer to our ping
+                self.active_at = active_at     # nothing came but the answer to our ping
         self._look(now)
 
     def finished(self, side: Side, now: float) -> None:
@@ -494,11 +494,11 @@ class Relay:
     def _tick_open(self, now: float) -> None:
         """Idle, silent; heartbeats."""
         rules = self._rules
-        if rules.idle_timeout and now >= self._active_at + rules.idle_timeout:
+        if rules.idle_timeout and now >= self.active_at + rules.idle_timeout:
             if not any(leg.queued for leg in self.legs):
                 self._end(Cause.IDLE, None, "idle_timeout", now)
                 return
-            self._active_at = now               # a slow side is not idle: see write_timeout
+            self.active_at = now               # a slow side is not idle: see write_timeout
         if rules.heartbeat:
             for leg in self.legs:
                 if not leg.raw and self._is_silent(leg, now):
@@ -574,7 +574,7 @@ class Relay:
         else:
             deadline = min(deadline, self._session_at)
             if rules.idle_timeout:
-                deadline = min(deadline, self._active_at + rules.idle_timeout)
+                deadline = min(deadline, self.active_at + rules.idle_timeout)
             if rules.heartbeat:
                 for leg in self.legs:
                     if not leg.raw:

@@ -22,12 +22,14 @@ import base64
 import secrets
 import socket
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway import events
 from gateway.control.channel import Message
+from gateway.control.farewells import spread
 from gateway.control.listening import Bound
 from gateway.control.orders import Orders
 from gateway.control.parties import Echo, Party
@@ -51,6 +53,7 @@ _PAIRED = "pair connected"
 _UNPAIRED = "pair failed"
 _DRAIN = "drain"
 _UNLISTEN = "unlisten"
+_FAREWELL = "farewell"
 _CUT = "cut"
 _FLUSH = "flush"
 _SAID = "said"
@@ -105,6 +108,7 @@ class Worker:
         self._name = base64.b32encode(secrets.token_bytes(5)).decode().lower()
         self._ending = False            # a drain has begun
         self._last_accepts = (0, 0.0)   # accepted when it was looked last; until when it is looked
+        self._farewells: deque[tuple[float, Party]] = deque()  # when, and whom; in a drain
         self._killed = False
         self._stopped = False
         self._flushing = False          # the timer for the log is set
@@ -308,6 +312,8 @@ class Worker:
         assert isinstance(event, events.TimedOut)
         if event.name == _DRAIN:
             self._kill(event.at, "the drain's time is over")
+        elif event.name == _FAREWELL:
+            self._say_farewells(event.at)
         elif event.name == _UNLISTEN:
             self._accept_the_last(event.at)
         elif event.name == _SAID:
@@ -333,10 +339,29 @@ class Worker:
         self._engine.set_timer(self._own, _DRAIN, at + seconds)
         if self._pulse is not None:
             self._pulse.stop()
+        idle: list[tuple[float, Party]] = []    # of those that are relayed
         for party, session in list(self._sessions.items()):
-            self._tell(party, session.drain, at)
+            since = None if party.client is None else self._engine.idle(party.client)
+            if since is None:
+                self._tell(party, session.drain, at)
+            else:
+                idle.append((since, party))
+        table = self._desk.table
+        answer = max((route.close_timeout for route in table.routes), default=0.0)
+        self._farewells = deque(spread(idle, at, seconds - answer))
+        self._say_farewells(at)
         self._last_accepts = (-1, at if message["others"] else at + LAST_ACCEPTS)
         self._accept_the_last(at)
+
+    def _say_farewells(self, at: float) -> None:
+        """Tell those whose time has come; those that ended meanwhile need no farewell."""
+        while self._farewells and self._farewells[0][0] <= at:
+            _, party = self._farewells.popleft()
+            session = self._sessions.get(party)
+            if session is not None:
+                self._tell(party, session.drain, at)
+        if self._farewells:
+            self._engine.set_timer(self._own, _FAREWELL, self._farewells[0][0])
 
     def _accept_the_last(self, at: float) -> None:
         """Look for a turn whether somebody is left in the backlog, then close it. To close it on
@@ -363,6 +388,8 @@ class Worker:
             return
         self._end_accepting()
         self._killed = True
+        self._farewells.clear()
+        self._engine.clear_timer(self._own, _FAREWELL)
         self._engine.clear_timer(self._own, _UNLISTEN)
         self._engine.clear_timer(self._own, _DRAIN)
         self._engine.set_timer(self._own, _CUT, at + CUT_LIMIT)

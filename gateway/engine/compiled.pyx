@@ -95,6 +95,10 @@ cdef class CompiledRelay:
     def detail(self):
         return outcome_of(&self._relay)[2] if self._relay.cause else ""
 
+    @property
+    def active_at(self):
+        return self._relay.active_at
+
     def look(self, int side):
         cdef Leg *leg = &self._relay.legs[side]
         return leg.queued, bool(leg.reading), Fate(leg.fate)

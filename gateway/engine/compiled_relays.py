@@ -98,6 +98,10 @@ class CompiledRelays:
         """Counters of a running relay."""
         return self._driver.counts(self.slots[link])
 
+    def active_at(self, link: Link) -> float:
+        """When the last byte of the stream came."""
+        return self._driver.active_at(self.slots[link])
+
     def drain(self, alarm_at: float) -> bool:
         """Do what is ready and due. True: ends are to be reported, or an alarm set that is sooner
         than this one. A ring does all that in its own wait."""

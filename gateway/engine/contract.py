@@ -153,6 +153,10 @@ class Engine(Protocol):
     def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
         """Counters of a running relay, from the client and from the upstream; None if none."""
 
+    def idle(self, client: Link) -> float | None:
+        """Seconds since a byte of the stream came from either side of a running relay, but for
+        answers to the gateway's own pings; None if none runs."""
+
     def set_timer(self, link: Link, name: str, at: float) -> None:
         """`TimedOut(link, name)` at the time `at`; replaces the link's timer of that name."""
 

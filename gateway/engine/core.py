@@ -311,6 +311,16 @@ class SocketEngine(Arrivals):
         link = self._links.get(client)
         return None if link is None or link.relay is None else link.relay.relay.counts()
 
+    def idle(self, client: Link) -> float | None:
+        """See contract.Engine.idle."""
+        if self._is_compiled(client):
+            assert self.compiled is not None
+            return self.now() - self.compiled.active_at(client)
+        link = self._links.get(client)
+        if link is None or link.relay is None:
+            return None
+        return self.now() - link.relay.relay.active_at
+
     def _is_compiled(self, link: Link) -> bool:
         return self.compiled is not None and link in self.compiled.slots
 

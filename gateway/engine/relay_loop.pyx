@@ -163,6 +163,10 @@ cdef class RelayLoop(RelayCarriage):
         """Counters of a running relay, from the client and from the upstream."""
         return self._counts(self.slot(index))
 
+    def active_at(self, uint32_t index):
+        """When the last byte of the stream came from either side, but for answers to our pings."""
+        return self.slot(index).relay.active_at
+
     cdef tuple _counts(self, Slot *slot):
         cdef const Rules *rules = self._terms(slot)
         result = []

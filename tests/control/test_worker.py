@@ -32,7 +32,7 @@ from gateway.limits import SPARE_CONNECTIONS, Limits
 from gateway.protocol.desk import Desk
 from gateway.protocol.session import Session
 from gateway.routing import RouteTable
-from gateway.table import GatewaySettings, Listener, Table
+from gateway.table import GatewaySettings, Listener, Route, Table
 from gateway.upstreams import News
 
 CLIENT = Address(host="192.0.2.1", port=5000)
@@ -49,6 +49,7 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.time = 100.0
+        self.idles: dict[Link, float] = {}       # of those that are relayed
         self.pair_error: OSError | None = None
         self.deliver_when_run: Callable[[Deliver], None] = lambda _: None
         self._number = 0
@@ -118,6 +119,9 @@ class ScriptedEngine:
     def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
         return None
 
+    def idle(self, client: Link) -> float | None:
+        return self.idles.get(client)
+
     def set_timer(self, link: Link, name: str, at: float) -> None:
         self.calls.append(("set_timer", link, name, at))
 
@@ -176,11 +180,15 @@ class ScriptedSession:
 class Stage:
     """A worker with its scripted surroundings."""
 
-    def __init__(self, *, max_sessions: int = 10, drain: float = 30.0) -> None:
+    def __init__(
+        self, *, max_sessions: int = 10, drain: float = 30.0, routes: tuple[Route, ...] = ()
+    ) -> None:
         self.engine = ScriptedEngine()
         self.sessions: list[ScriptedSession] = []
         self.listener = Listener(address=Address(host="127.0.0.1"), max_head=9999)
-        self.table = Table(gateway=GatewaySettings(drain=drain), listeners=(self.listener,))
+        self.table = Table(
+            gateway=GatewaySettings(drain=drain), listeners=(self.listener,), routes=routes
+        )
         self.desk = Desk(
             table=self.table, routes=RouteTable(()), pools={}, limits=Limits(max_sessions),
             random_bytes=os.urandom,

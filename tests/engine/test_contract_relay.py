@@ -113,6 +113,27 @@ class TestRelaying:
         assert not browser.was_reset
         assert not server.was_reset
 
+    def test_idle_tells_since_when_nothing_came(self, rig: Rig) -> None:
+        """From either side; a link that is not relayed is never idle."""
+        bridge = Bridge(rig)
+        engine = rig.engine
+        for far, data in ((bridge.browser, up(b"a")), (bridge.server, down(b"b"))):
+            start = engine.now()
+            engine.set_timer(bridge.client, "later", start + 0.02)
+            rig.until(lambda: rig.has(bridge.client, TimedOut))
+            idle = engine.idle(bridge.client)
+            assert idle is not None
+            assert idle >= 0.02
+            rig.events.clear()
+            asked = engine.now()
+            far.send(data)
+            other = bridge.server if far is bridge.browser else bridge.browser
+            rig.until(lambda other=other, data=data: other.received == data)  # type: ignore[misc]
+            idle = engine.idle(bridge.client)
+            assert idle is not None
+            assert idle <= engine.now() - asked
+        assert engine.idle(9999) is None
+
     def test_no_event_comes_while_it_runs(self, rig: Rig) -> None:
         bridge = Bridge(rig)
         before = len(rig.events)

@@ -110,6 +110,7 @@ class Twin:
             assert b"".join(a.queue) == b"".join(b.queue), where
             assert (a.queued, a.reading, a.fate) == (b.queued, b.reading, b.fate), (where, side)
         assert one.counts() == self.counts(), where
+        assert one.active_at == self.two.active_at, where
         assert one.deadline == two.deadline, where
         assert (one.over, one.cause, one.side) == (two.over, two.cause, two.side), where
         assert one.detail == two.detail, where

@@ -434,7 +434,7 @@ class IdlesUnderPressure(Relay):
 
     def _tick_open(self, now: float) -> None:
         limit = self._rules.idle_timeout
-        if limit and now >= self._active_at + limit:
+        if limit and now >= self.active_at + limit:
             self._end(Cause.IDLE, None, "idle_timeout", now)
         else:
             super()._tick_open(now)

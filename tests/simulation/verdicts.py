@@ -177,7 +177,7 @@ def check_in_time(story: Story) -> None:
     if route.session_timeout:
         hold(ended <= story.trace.began + route.session_timeout + slack,
              "progress: session_timeout was overlooked")
-    hold(ended <= story.world.drain_at + slack or story.world.drain_at < story.trace.began,
+    hold(ended <= story.world.told_by + slack or story.world.drain_at < story.trace.began,
          "progress: a relay outlived the drain")
     if any(view.actor.stalls or "vanish" in view.deeds for view in story.sides):
         _check_vanished(story)

@@ -91,6 +91,11 @@ class WatchedRelay:
         return self.inner.deadline
 
     @property
+    def active_at(self) -> float:
+        """See Relay."""
+        return self.inner.active_at
+
+    @property
     def over(self) -> bool:
         """See Relay."""
         return self.inner.over

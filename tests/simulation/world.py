@@ -130,6 +130,12 @@ class World:
         self.engine.on_event = self._told
         self._invite()
 
+    @property
+    def told_by(self) -> float:
+        """When the last farewell of the drain is said: they are spread over its time."""
+        answer = max(route.close_timeout for route in self.desk.table.routes)
+        return self.drain_at + max(0.0, DRAIN - answer)
+
     # --- The stage ----------------------------------------------------------------------------
 
     def note(self, who: str, what: str) -> None:
