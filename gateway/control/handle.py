@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from enum import Enum
 from typing import cast
@@ -60,7 +61,7 @@ class WorkerHandle(asyncio.Protocol):
         self._heard = heard
         self._gone = gone
         self._loop = asyncio.get_running_loop()
-        self.born = self._loop.time()
+        self.born = time.monotonic()
         self._transport: asyncio.Transport | None = None
         self._silent = False                     # the end of its lines is read
         self._lines = Lines()

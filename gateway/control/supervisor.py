@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -30,6 +31,7 @@ from gateway.control.parts import relays
 from gateway.control.report import Report, Value
 from gateway.control.shared import Board, endpoint_name
 from gateway.control.spawning import Spawned, spawn
+from gateway.control.vigil import LOOK, Vigil
 from gateway.errors import EngineRefused, GatewayError, StartFailed
 from gateway.table import Table
 
@@ -108,6 +110,8 @@ class Supervisor:
         """
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
+        self._vigil = Vigil(time.monotonic())
+        self._later(LOOK, self._look)
         with self._hear_signals():
             for index, process in enumerate(spawned):
                 self.wanted += 1
@@ -212,6 +216,15 @@ class Supervisor:
                 self.phase = Phase.SERVING
                 self._say_start()
 
+    def _look(self) -> None:
+        """End workers that do not turn any more: their sessions are lost already."""
+        self._later(LOOK, self._look)
+        watched = [(one, one.born, self.board.beat(one.index) / 1e9) for one in self.live]
+        for worker, silent in self._vigil.hung(time.monotonic(), watched):
+            self.say(self.report.error, "a worker hangs; it is killed", worker=worker.index,
+                     pid=worker.pid, silent=round(silent, 3))
+            worker.kill()
+
     def _say_start(self) -> None:
         self.say(
             self.report.info,
@@ -257,7 +270,7 @@ class Supervisor:
             self.totals.cut += 1                 # at the least: that not all ended well is known
             self.say(self.report.error, "a worker died in its drain", **how)
             return
-        lived = self._loop.time() - worker.born
+        lived = time.monotonic() - worker.born
         if lived >= YOUNG:
             self._back_off.pop(worker.index, None)
         seconds = self._back_off.get(worker.index, 0.0)

@@ -35,13 +35,13 @@ def said(gateway: Gateway, words: str, count: int = 1) -> list[str]:
     return found()
 
 
-def await_worker(gateway: Gateway, but: int) -> int:
-    """The worker that took the place of this one."""
+def await_worker(gateway: Gateway, *but: int) -> int:
+    """A worker that is none of these."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
             for pid in gateway.workers:
-                if pid != but:
+                if pid not in but:
                     return pid
         time.sleep(0.01)
     raise AssertionError("no other worker came")
@@ -135,3 +135,14 @@ def test_the_drain_begins_after_its_delay(tmp_path: Path) -> None:
         one.signal(signal.SIGTERM)
         assert one.wait() == 0
         assert said(one, "draining")
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
+    """The other one serves meanwhile."""
+    with launch(head("workers = 2") + route("echo", "builtin:echo"), tmp_path) as one:
+        stopped, other = one.workers
+        os.kill(stopped, signal.SIGSTOP)
+        assert f'"pid":{stopped}' in said(one, "a worker hangs; it is killed")[0]
+        assert '"ended_by":"SIGKILL"' in said(one, "a worker died")[0]
+        await_worker(one, stopped, other)
+        assert other in one.workers
