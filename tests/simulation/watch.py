@@ -145,8 +145,9 @@ class WatchedRelay:
         if not self.inner.legs[side].queued:
             self._emptied[side] = now
 
-    def end(self, cause: Cause, now: float) -> None:
-        """See Relay."""
+    def end(self, cause: Cause, now: float, rules: RelayRules | None = None) -> None:
+        """See Relay. No life is told a farewell of its own yet."""
+        assert rules is None
         self._is_hurried = self._is_hurried or cause is Cause.KILLED
         self._tell("end", cause, now)
 
