@@ -173,6 +173,7 @@ def check_in_time(story: Story) -> None:
     for view in story.sides:
         # While bytes flow, however slowly, or a frame does, nobody is cut.
         slack += sum(min(end - at, story.patience) for at, end in view.actor.stalls)
+        slack += story.patience if "vanish" in view.deeds else 0.0
         slack += sum(end - at for at, end in view.actor.in_frame if end < math.inf)
     if route.session_timeout:
         hold(ended <= story.trace.began + route.session_timeout + slack,
