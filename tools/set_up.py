@@ -63,6 +63,7 @@ NEEDS = (
     Need("/usr/include/stdio.h", "libc6-dev", "whatever is compiled"),
     Need(PYTHON_H, "python3-dev", "whatever is compiled"),
     Need(LIBURING_H, "liburing-dev", "the engine on io_uring"),
+    Need("debootstrap", "debootstrap", "the wheel in a clean root"),
 )
 
 

@@ -243,6 +243,26 @@ def test_one_who_does_not_read_stops_the_other_within_one_buffer(rig: SocketRig)
     rig.until(lambda: len(server.received) == 400 * len(frame(10_000)))
 
 
+def test_sides_that_are_stalled_hold_nobody_up(rig: SocketRig) -> None:
+    """Full sockets, full pipes, readers that read nothing: a call that waited for one of them would
+    wait for ever, and what goes on beside them would not."""
+    for size in (10_000, MEBIBYTE):
+        client, browser = rig.accepted(small=True)
+        upstream, server = rig.connected(small=True)
+        rig.engine.relay(client, upstream, QUIET)
+        browser.stall()
+        server.stall()
+        browser.send(b"".join(frame(size, turn) for turn in range(2 * MEBIBYTE // size)))
+        server.send(b"".join(frames.build_header(frames.BINARY, size) + noise(size, turn)
+                             for turn in range(2 * MEBIBYTE // size)))
+    rig.settle(0.05)
+    *_, one, two = relayed(rig)
+    for turn in range(100):
+        one.send(frame(seed=turn))
+        rig.until(lambda turn=turn: has(two, frame(seed=turn)))  # type: ignore[misc]
+        two.received.clear()
+
+
 def test_own_frames_stand_behind_what_is_in_flight(rig: SocketRig) -> None:
     """A drain comes at any moment of a stream; the farewell is between two frames, at its end."""
     for turn in range(50):
