@@ -228,16 +228,22 @@ def test_4_mib_both_ways_through_buffers_of_4_kib(rig: SocketRig) -> None:
 def test_one_who_does_not_read_stops_the_other_within_one_buffer(rig: SocketRig) -> None:
     """Beyond `max_queue`, which is where reading stops."""
     rules = RelayRules(heartbeat=0.0, write_timeout=0.0, close_timeout=5.0, max_queue=64 * 1024)
-    client, browser = rig.accepted(small=True)
-    upstream, server = rig.connected(small=True)
+    nears = [rig.inherited() for _ in range(2)]
+    nears[1][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client, upstream = (rig.engine.adopt(near) for near, _ in nears)
+    browser, server = (far for _, far in nears)
     rig.engine.relay(client, upstream, rules)
     server.stall()
     browser.send(b"".join(frame(10_000, turn) for turn in range(400)))
-    rig.settle(0.1)
-    counts = rig.engine.inspect(client)
-    assert counts is not None
-    waiting = counts[0].bytes_in - counts[1].bytes_out
-    assert rules.max_queue <= waiting <= rules.max_queue + BUFFER
+
+    def waiting() -> int:
+        counts = rig.engine.inspect(client)
+        assert counts is not None
+        return counts[0].bytes_in - counts[1].bytes_out
+
+    rig.until(lambda: waiting() >= rules.max_queue)
+    rig.settle(0.05)
+    assert waiting() <= rules.max_queue + BUFFER
     assert out(rig) == 0, "what waits for a slow side is in its queue"
     server.resume()
     rig.until(lambda: len(server.received) == 400 * len(frame(10_000)))
