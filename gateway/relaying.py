@@ -14,9 +14,9 @@ Three stages, each only once, in this order:
 
 Two clocks, the same in closing and ending. While something waits for a side, its clock is
 `write_timeout`: so long it may take no byte. `close_timeout` begins when the last word has left
-its queue, and not while the side that is to answer is held back by the other. So a side that is
-slow is not cut; what bounds one that takes a byte now and then is `session_timeout`, and the order
-KILLED, which ends a drain.
+its queue, or the far end took what the kernel had of it (`acknowledged`), and stands while the
+side that is to answer is held back by the other. So a side that is slow is not cut; what bounds
+one that takes a byte now and then is `session_timeout`, and the order KILLED, which ends a drain.
 
 Laws:
 
@@ -76,6 +76,7 @@ class Relay:
     __slots__ = (
         "active_at",
         "_first",
+        "_held_at",
         "_limit_at",
         "_random_bytes",
         "_rules",
@@ -98,6 +99,7 @@ class Relay:
         self.detail = ""
         self._first: Side | None = None         # who sent the first Close or FIN
         self._since = now                       # close_timeout counts from then, or later
+        self._held_at = math.inf                # since then the answer is not read
         self._session_at = now + rules.session_timeout if rules.session_timeout else math.inf
         self._limit_at = self._session_at + (rules.write_timeout or rules.close_timeout)
         self.active_at = now                   # last byte but for our own pongs
@@ -111,6 +113,11 @@ class Relay:
     def over(self) -> bool:
         """Both legs are done: close their sockets and report the end."""
         return self.legs[0].done and self.legs[1].done
+
+    @property
+    def is_open(self) -> bool:
+        """Frames pass both ways: neither closing nor ending."""
+        return self.cause is None and self._first is None
 
     def counts(self) -> tuple[LegCounts, LegCounts]:
         """Snapshots, from the client and from the upstream."""
@@ -186,10 +193,14 @@ class Relay:
             queue.popleft()
         if leg.clogged and leg.queued <= self._rules.max_queue // 2:
             leg.clogged = False
-            self._since = now                   # who was held back has its time from now on
             self._set_reading()
-        if not self._is_open:
-            self._set_deadline(now)
+        if not self.is_open:
+            self._look(now)
+
+    def acknowledged(self, side: Side, now: float) -> None:
+        """The far end took bytes that had left this side's queue for the kernel."""
+        self.legs[side].taken_at = now
+        self._set_deadline(now)
 
     def end(self, cause: Cause, now: float, rules: RelayRules | None = None) -> None:
         """End it by order: DRAIN, SESSION_TIMEOUT, POLICY..., or KILLED, which also hurries. With
@@ -201,7 +212,7 @@ class Relay:
             self._limit_at = now
             for leg in self.legs:
                 leg.raise_fate(Fate.CLOSE if leg.pending is None else Fate.RESET)
-        elif self._is_open:
+        elif self.is_open:
             self._end(cause, None, cause.value, now)
         self._look(now)
 
@@ -300,11 +311,19 @@ class Relay:
         leg.put(data, now)
 
     def _look(self, now: float) -> None:
-        """After a fact: who is to be read, and, unless the relay is open, what is due when. (While
-        it is open, deadlines move away with each byte, and one early tick is cheaper.)"""
+        """After a fact: who is to be read, and, unless the relay is open, what is due when."""
         self._set_reading()
-        if not self._is_open:
-            self._set_deadline(now)
+        if self.is_open:
+            return
+        if self._first is not None and self.cause is None:
+            # While back-pressure keeps the answer from being read, its clock stands.
+            other = self.legs[1 - self._first]
+            if not other.reading:
+                self._held_at = min(self._held_at, now)
+            elif self._held_at < math.inf:
+                self._since = max(self._since, other.taken_at) + now - self._held_at
+                self._held_at = math.inf
+        self._set_deadline(now)
 
     def _set_reading(self) -> None:
         """Back-pressure crosses the relay; what is only thrown away is always read."""
@@ -458,19 +477,12 @@ class Relay:
 
     # --- Time -----------------------------------------------------------------------------
 
-    @property
-    def _is_open(self) -> bool:
-        """Frames pass both ways: neither closing nor ending."""
-        return self.cause is None and self._first is None
-
     def _is_stalled(self, now: float) -> bool:
         """End it if a side has taken nothing of what waits for it."""
         for leg in self.legs:
             if now >= self._stalled_at(leg):
-                detail = "write_timeout: it took no byte"
-                if not self._rules.write_timeout:
-                    detail = "close_timeout: it took no byte"
-                self._end(Cause.STALLED, leg.side, detail, now)
+                key = "write_timeout" if self._rules.write_timeout else "close_timeout"
+                self._end(Cause.STALLED, leg.side, f"{key}: it took no byte", now)
                 return True
         return False
 
@@ -485,8 +497,7 @@ class Relay:
         """Give up the legs whose time is over."""
         due = [leg for leg in self.legs if now >= min(self._leg_at(leg), self._limit_at)]
         for leg in due:
-            cut = leg.queued or leg.pending is not None
-            leg.raise_fate(Fate.RESET if cut else Fate.CLOSE)
+            leg.raise_fate(Fate.RESET if leg.queued or leg.pending is not None else Fate.CLOSE)
             other = self.legs[1 - leg.side]
             if other.pending is not None:
                 other.raise_fate(Fate.RESET)    # the frame under way will never be whole
@@ -534,12 +545,10 @@ class Relay:
     def _stalled_at(self, leg: Leg) -> float:
         """When a side is given up unless it takes a byte. Where `write_timeout` is off that is
         never while the relay is open, and `close_timeout` else: an end must come to an end."""
-        if not leg.queued:
+        if not leg.queued or (self.is_open and not self._rules.write_timeout):
             return math.inf
         if self._rules.write_timeout:
             return leg.taken_at + self._rules.write_timeout
-        if self._is_open:
-            return math.inf
         return max(leg.taken_at, self._since) + self._rules.close_timeout
 
     def _answer_at(self) -> float:

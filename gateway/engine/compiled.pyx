@@ -16,9 +16,11 @@ from gateway.engine.relay cimport (
     Output,
     Relay,
     Rules,
+    relay_acknowledged,
     relay_end,
     relay_finished,
     relay_init,
+    relay_is_open,
     relay_is_over,
     relay_lost,
     relay_received,
@@ -78,6 +80,10 @@ cdef class CompiledRelay:
     @property
     def deadline(self):
         return self._relay.deadline
+
+    @property
+    def is_open(self):
+        return bool(relay_is_open(&self._relay))
 
     @property
     def over(self):
@@ -167,6 +173,9 @@ cdef class CompiledRelay:
                 break
             count -= len(first)
             queue.popleft()
+
+    def acknowledged(self, int side, double now):
+        relay_acknowledged(&self._relay, &self._rules, side, now)
 
     def tick(self, double now):
         self._begin()

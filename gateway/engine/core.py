@@ -13,8 +13,11 @@ How a turn goes is in `reactor.py`, how links come in `arrivals.py`, the relay's
 `relay_driver.py`; names without underscore that are not verbs are for it.
 """
 
+import fcntl
 import select
 import socket
+import sys
+import termios
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -439,6 +442,12 @@ class SocketEngine(Arrivals):
             return fault_of(number)
         link.hung = True
         return None
+
+    def unacknowledged(self, link: LinkState) -> int:
+        """Bytes that were sent, and that the far end has not taken (its kernel; on a Unix socket,
+        itself)."""
+        assert link.sock is not None
+        return int.from_bytes(fcntl.ioctl(link.sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def _on_due(self, owner: TimerOwner, name: str) -> None:
         if isinstance(owner, RelayDriver):

@@ -76,6 +76,13 @@ cdef extern from "<sys/mman.h>" nogil:
         PROT_READ
         PROT_WRITE
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, int *value)
+
+cdef extern from "<linux/sockios.h>" nogil:
+    enum:
+        SIOCOUTQ                # bytes of a socket that the far end has not acknowledged
+
 cdef extern from "<unistd.h>" nogil:
     int pipe2(int *fds, int flags)
     int close_fd "close"(int fd)

@@ -21,7 +21,8 @@ from typing import cast
 
 from gateway.engine.contract import Deliver
 from gateway.engine.core import SocketEngine
-from gateway.engine.memory_kernel import SimPoller
+from gateway.engine.link_state import LinkState
+from gateway.engine.memory_kernel import SimPoller, SimSocket
 from gateway.engine.memory_network import Network
 from gateway.engine.memory_wire import FarEnd, Weather
 from gateway.engine.relay_driver import RelayFactory
@@ -79,6 +80,10 @@ class MemoryEngine(SocketEngine):
     def random_bytes(self, count: int) -> bytes:
         """Seeded."""
         return self._random.randbytes(count)
+
+    def unacknowledged(self, link: LinkState) -> int:
+        """See core.SocketEngine."""
+        return cast(SimSocket, link.sock).unacknowledged()
 
     def _step(self, until: float) -> bool:
         """One turn, or time goes on; False if nothing happens until then."""

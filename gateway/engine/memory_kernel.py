@@ -70,6 +70,13 @@ class SimSocket(End):
             raise OSError(errno.EADDRNOTAVAIL, "not an address of this machine")
         self.local = address
 
+    def unacknowledged(self) -> int:
+        """As SIOCOUTQ; there are no bytes that wait for the window here."""
+        peer = self.peer
+        if peer is None:
+            return 0
+        return peer.under_way + (len(peer.inbox) if self.family == socket.AF_UNIX else 0)
+
     def connect_ex(self, target: Target) -> int:
         """As connect(2)."""
         if self.family != socket.AF_UNIX:

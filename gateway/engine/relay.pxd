@@ -101,6 +101,7 @@ cdef struct Relay:
     Leg legs[2]
     double deadline             # infinite: none
     double since                # close_timeout counts from then, or later
+    double held_at              # since then the answer to a Close is not read; infinite: it is
     double session_at
     double limit_at
     double active_at
@@ -148,9 +149,13 @@ cdef void relay_lost(
 cdef void relay_sent(
     Relay *relay, const Rules *rules, int side, size_t size, double now
 ) noexcept nogil
+cdef void relay_acknowledged(
+    Relay *relay, const Rules *rules, int side, double now
+) noexcept nogil
 cdef void relay_tick(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil
 cdef void relay_end(
     Relay *relay, const Rules *rules, int cause, double now, Output *out
 ) noexcept nogil
+cdef bint relay_is_open(const Relay *relay) noexcept nogil
 cdef bint relay_is_over(const Relay *relay) noexcept nogil
 cdef bint leg_is_done(const Leg *leg) noexcept nogil

@@ -131,11 +131,16 @@ cdef void relay_init(Relay *relay, const Rules *rules, uint32_t index, double no
     relay.session_at = now + rules.session_timeout if rules.session_timeout > 0 else INFINITY
     relay.limit_at = relay.session_at + patience(rules)
     relay.active_at = relay.since = now
+    relay.held_at = INFINITY
     set_deadline(relay, rules, now)
 
 
 cdef bint leg_is_done(const Leg *leg) noexcept nogil:
     return leg.gone or leg.fate == RESET or (leg.fate == CLOSE and not leg.queued)
+
+
+cdef bint relay_is_open(const Relay *relay) noexcept nogil:
+    return not relay.cause and relay.first == NO_SIDE
 
 
 cdef bint relay_is_over(const Relay *relay) noexcept nogil:
@@ -481,10 +486,16 @@ cdef void relay_sent(
     leg.taken_at = now
     if leg.clogged and leg.queued <= rules.max_queue // 2:
         leg.clogged = 0
-        relay.since = now                       # who was held back has its time from now on
         set_reading(relay, rules)
-    if not is_open(relay):
-        set_deadline(relay, rules, now)
+    if not relay_is_open(relay):
+        look_on(relay, rules, now)
+
+
+cdef void relay_acknowledged(
+    Relay *relay, const Rules *rules, int side, double now
+) noexcept nogil:
+    relay.legs[side].taken_at = now
+    set_deadline(relay, rules, now)
 
 
 cdef void relay_end(
@@ -499,7 +510,7 @@ cdef void relay_end(
         for side in range(2):
             leg = &relay.legs[side]
             raise_fate(leg, RESET if leg.pending else CLOSE)
-    elif is_open(relay):
+    elif relay_is_open(relay):
         end_with(relay, rules, cause, NO_SIDE, D_BY_ORDER, now, out)
     look_on(relay, rules, now)
 
@@ -618,10 +629,6 @@ cdef void finished_between_frames(
 cdef inline void sooner(Relay *relay, double at) noexcept nogil:
     if at < relay.deadline:
         relay.deadline = at
-
-
-cdef inline bint is_open(const Relay *relay) noexcept nogil:
-    return not relay.cause and relay.first == NO_SIDE
 
 
 cdef inline double patience(const Rules *rules) noexcept nogil:
@@ -801,9 +808,18 @@ cdef void set_reading(Relay *relay, const Rules *rules) noexcept nogil:
 
 cdef inline void look_on(Relay *relay, const Rules *rules, double now) noexcept nogil:
     """After a fact: who is to be read, and, unless the relay is open, what is due when."""
+    cdef Leg *other
     set_reading(relay, rules)
-    if not is_open(relay):
-        set_deadline(relay, rules, now)
+    if relay_is_open(relay):
+        return
+    if relay.first != NO_SIDE and not relay.cause:
+        other = &relay.legs[1 - relay.first]
+        if not other.reading:
+            relay.held_at = min(relay.held_at, now)
+        elif relay.held_at < INFINITY:
+            relay.since = max(relay.since, other.taken_at) + now - relay.held_at
+            relay.held_at = INFINITY
+    set_deadline(relay, rules, now)
 
 
 cdef bint is_stalled(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil:
@@ -891,7 +907,7 @@ cdef double stalled_at(const Relay *relay, const Rules *rules, int side) noexcep
         return INFINITY
     if rules.write_timeout > 0:
         return leg.taken_at + rules.write_timeout
-    return INFINITY if is_open(relay) else max(leg.taken_at, relay.since) + rules.close_timeout
+    return INFINITY if relay_is_open(relay) else max(leg.taken_at, relay.since) + rules.close_timeout
 
 
 cdef double answer_at(const Relay *relay, const Rules *rules) noexcept nogil:

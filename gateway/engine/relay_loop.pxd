@@ -34,6 +34,7 @@ cdef class RelayLoop(RelayCarriage):
     cdef void _pump(self, uint32_t index) noexcept nogil
     cdef void _watch(self, uint32_t index, int side) noexcept nogil
     cdef void fire(self) noexcept nogil
+    cdef void _ask_kernel(self, Slot *slot) noexcept nogil
     cdef void look_again(self, uint32_t index, int side) noexcept nogil
     cdef void ready(self, uint32_t index, int side, uint32_t mask) noexcept nogil
     cdef void watch(self, uint32_t index, int side, uint32_t mask) noexcept nogil

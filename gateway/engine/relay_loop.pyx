@@ -21,9 +21,11 @@ from gateway.engine.linux cimport (
     EPOLLOUT,
     EPOLLRDHUP,
     SHUT_WR,
+    SIOCOUTQ,
     SO_ERROR,
     SOL_SOCKET,
     getsockopt,
+    ioctl,
     shutdown,
 )
 from gateway.engine.pipes cimport NO_PIPE
@@ -36,9 +38,11 @@ from gateway.engine.relay cimport (
     UPSTREAM,
     Leg,
     Rules,
+    relay_acknowledged,
     relay_end,
     relay_finished,
     relay_init,
+    relay_is_open,
     relay_is_over,
     relay_tick,
 )
@@ -387,6 +391,8 @@ cdef class RelayLoop(RelayCarriage):
             index = self._heap[0]
             slot = self.slot(index)
             self._unarm(index)
+            if slot.relay.deadline <= self.now and not relay_is_open(&slot.relay):
+                self._ask_kernel(slot)
             if slot.relay.deadline <= self.now:
                 self._begin_output()
                 relay_tick(&slot.relay, self._terms(slot), self.now, self._out)
@@ -394,3 +400,16 @@ cdef class RelayLoop(RelayCarriage):
                 self._pump(index)
             else:
                 self._arm(index)
+
+    cdef void _ask_kernel(self, Slot *slot) noexcept nogil:
+        """Before the time for last words is over: a side that has been sent all may still be
+        taking what the kernel has for it (some hundred KiB, and what is under way)."""
+        cdef int side, size
+        cdef Far *far
+        for side in range(2):
+            far = &slot.far[side]
+            if far.fd < 0 or slot.relay.legs[side].queued:
+                continue
+            if ioctl(far.fd, SIOCOUTQ, &size) == 0 and size != far.unacknowledged:
+                far.unacknowledged = size
+                relay_acknowledged(&slot.relay, self._terms(slot), side, self.now)

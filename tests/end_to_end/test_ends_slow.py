@@ -36,6 +36,7 @@ def gateway(start_shared: Starter, narrow: Upstream) -> Gateway:
     return start_shared(
         head()
         + route("ws", narrow.url("ws"), QUICK)
+        + route("hasty", narrow.url("ws"), 'close_timeout = "700ms"')
         + route("raw", narrow.url("tcp"), QUICK)
         + route("stalls", narrow.url("tcp"), QUICK, 'write_timeout = "700ms"')
     )
@@ -104,10 +105,29 @@ def test_a_close_behind_much_is_answered_late(ends: Ends, closes: str) -> None:
     assert other.read_close().code == 1000
     other.send(close_frame(1000, masked=closes == "upstream"))
     assert first.read_close().code == 1000
-    service.finish()
+    service.finish()                   # the server closes first (RFC 6455 7.1.1)
     client.expect_fin()
     client.finish()
     record = ends.record(route="ws", blame=closes)
+    assert (record["cause"], record["cut"]) == ("closed", "")
+
+
+def test_a_close_that_the_kernel_still_has_is_not_unanswered(ends: Ends) -> None:
+    """All has left the gateway, and not its kernel: a client that takes that slowly is no more
+    cut than one that takes it slowly from the gateway."""
+    client, service = ends.ws("/hasty")
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    whole = frame(BINARY, os.urandom(400_000), masked=False)
+    with service.sending(whole + close_frame(1000, masked=False)):
+        got = b""
+        while len(got) < len(whole):
+            time.sleep(PAUSE)
+            got += client.exactly(min(12_000, len(whole) - len(got)))
+    assert got == whole
+    assert client.read_close().code == 1000
+    client.send(close_frame(1000))
+    assert service.read_close().code == 1000
+    record = ends.record(route="hasty", blame="upstream")
     assert (record["cause"], record["cut"]) == ("closed", "")
 
 

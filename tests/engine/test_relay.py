@@ -113,6 +113,7 @@ class Twin:
         assert one.active_at == self.two.active_at, where
         assert one.deadline == two.deadline, where
         assert (one.over, one.cause, one.side) == (two.over, two.cause, two.side), where
+        assert one.is_open == two.is_open, where
         assert one.detail == two.detail, where
 
     def step(self) -> None:
@@ -126,6 +127,9 @@ class Twin:
         elif kind < 0.75:
             if leg.queued and leg.fate is not Fate.RESET:
                 self.tell("sent", side, chance.randint(1, leg.queued))
+        elif kind < 0.77:
+            if not self.one.is_open and not leg.queued:
+                self.tell("acknowledged", side)
         elif kind < 0.93:
             self.pass_time()
         elif kind < 0.96:

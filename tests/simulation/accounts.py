@@ -33,7 +33,9 @@ def check_life(world: World) -> None:
     hold(left == (0,) * 5, f"zero: links, relays, listeners, timers, queued: {left}")
     hold(world.network.open_descriptors == 0,
          f"zero: {world.network.open_descriptors} descriptors are open")
-    cut = [record for record in world.notes.records if record.ended > world.drain_at
+    weather = world.network.weather
+    draining = world.drain_at + 2 * (weather.latency + weather.jitter) + GRAIN
+    cut = [record for record in world.notes.records if record.ended > draining
            and any(counts.cut for counts in record.counts)]
     hold(world.worker.counts.cut >= len(cut), "counters: the drain cut more than the worker counts")
     is_cut_short = bool(world.worker.left)         # CUT_LIMIT was over before all links were

@@ -130,7 +130,7 @@ def _shown(part: Any) -> Any:
 
 def _fact(parts: list[Any]) -> Fact:
     verb, *arguments = parts
-    if verb in ("received", "finished", "lost", "sent"):
+    if verb in ("received", "finished", "lost", "sent", "acknowledged"):
         arguments[0] = Side(arguments[0])
     if verb == "received":
         arguments[1] = bytes.fromhex(arguments[1])

@@ -96,6 +96,11 @@ class WatchedRelay:
         return self.inner.active_at
 
     @property
+    def is_open(self) -> bool:
+        """See Relay."""
+        return self.inner.is_open
+
+    @property
     def over(self) -> bool:
         """See Relay."""
         return self.inner.over
@@ -144,6 +149,10 @@ class WatchedRelay:
         self._tell("sent", side, count, now)
         if not self.inner.legs[side].queued:
             self._emptied[side] = now
+
+    def acknowledged(self, side: Side, now: float) -> None:
+        """See Relay."""
+        self._tell("acknowledged", side, now)
 
     def end(self, cause: Cause, now: float, rules: RelayRules | None = None) -> None:
         """See Relay. No life is told a farewell of its own yet."""

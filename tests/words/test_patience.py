@@ -118,6 +118,43 @@ def test_an_answer_that_is_held_back_is_not_overdue() -> None:
     assert line.codes(C) == [1000]
 
 
+def test_an_answer_has_only_the_time_in_which_it_is_read() -> None:
+    """One that talks on instead of answering gains nothing by being held back now and then."""
+    line = SlowLine(write_timeout=4.0, close_timeout=1.0, max_queue=1000)
+    line.receive(C, ours(frames.CLOSE, b"\x03\xe8"))
+    line.pump(U)
+    for _ in range(2):
+        line.pass_time(0.4)
+        line.receive(U, theirs(frames.BINARY, bytes(1000)))
+        line.pass_time(2.0)
+        line.pump(C)
+    line.pass_time(0.1)
+    assert not line.settled
+    line.pass_time(0.2)
+
+    assert (line.relay.cause, line.relay.side) == (Cause.UNANSWERED, U)
+
+
+@pytest.mark.parametrize("closing", [True, False])
+def test_what_the_kernel_still_has_is_waited_for(closing: bool) -> None:
+    """The far end takes the last bytes, and the last word behind them, from the kernel."""
+    line = SlowLine(write_timeout=4.0, close_timeout=1.0)
+    if closing:
+        line.receive(U, close(1000))
+    else:
+        line.relay.end(Cause.DRAIN, line.now)
+    line.pump()
+    for _ in range(5):
+        line.pass_time(0.9)
+        line.relay.acknowledged(C, line.now)
+    assert line.settled != closing
+    assert line.relay.legs[C].fate < Fate.CLOSE
+    line.pass_time(2.1)
+
+    assert line.relay.cause is (Cause.UNANSWERED if closing else Cause.DRAIN)
+    assert line.relay.legs[C].fate is (Fate.RESET if closing else Fate.CLOSE)
+
+
 def test_one_that_closed_and_takes_nothing_is_stalled() -> None:
     line = SlowLine(write_timeout=4.0, close_timeout=1.0, max_queue=1000)
     line.receive(U, theirs(frames.BINARY, bytes(1000)))
