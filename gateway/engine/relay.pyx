@@ -907,7 +907,9 @@ cdef double stalled_at(const Relay *relay, const Rules *rules, int side) noexcep
         return INFINITY
     if rules.write_timeout > 0:
         return leg.taken_at + rules.write_timeout
-    return INFINITY if relay_is_open(relay) else max(leg.taken_at, relay.since) + rules.close_timeout
+    if relay_is_open(relay):
+        return INFINITY
+    return max(leg.taken_at, relay.since) + rules.close_timeout
 
 
 cdef double answer_at(const Relay *relay, const Rules *rules) noexcept nogil:
