@@ -192,7 +192,7 @@ class Relay:
             count -= len(first)
             queue.popleft()
         if leg.clogged and leg.queued <= self._rules.max_queue // 2:
-            leg.clogged = False
+            leg.clogged, self.active_at = False, now    # who was held back was not idle
             self._set_reading()
         if not self.is_open:
             self._look(now)

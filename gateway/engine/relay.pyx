@@ -486,6 +486,7 @@ cdef void relay_sent(
     leg.taken_at = now
     if leg.clogged and leg.queued <= rules.max_queue // 2:
         leg.clogged = 0
+        relay.active_at = now                   # who was held back was not idle
         set_reading(relay, rules)
     if not relay_is_open(relay):
         look_on(relay, rules, now)
