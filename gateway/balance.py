@@ -5,11 +5,14 @@ by those who hold back. What counts is what is open and not what is new, since W
 
 - A worker holds while it has more connections than the mean of all and `ALLOWANCE` of it, at
   least `ALLOWANCE_MIN`.
-- It holds while it has all the sessions that it may have, and another one that accepts has room.
-  Where nobody has room, all accept, and say so with 503.
+- It holds while it has as many connections as it may have sessions, and another one that accepts
+  has fewer. Where nobody has, all accept, and say with 503 that there is no room.
 
 Pure: counts come in, a word goes out. There is always somebody who accepts: not all can have more
 than the mean, and who is full holds only for one that does not hold.
+
+Connections count, and not the sessions that they become: those who were accepted and have not said
+yet what they want would else all come to one that has a single place left.
 """
 
 from collections.abc import Sequence
@@ -24,7 +27,6 @@ class Load:
     """What one worker has now."""
 
     connections: int
-    sessions: int
     held: bool = False
 
 
@@ -40,6 +42,6 @@ def holds(own: Load, others: Sequence[Load], max_sessions: int) -> bool:
     total = own.connections + sum(one.connections for one in others)
     if own.connections > allowed(total / (1 + len(others))):
         return True
-    return own.sessions >= max_sessions and any(
-        one.sessions < max_sessions and not one.held for one in others
+    return own.connections >= max_sessions and any(
+        one.connections < max_sessions and not one.held for one in others
     )

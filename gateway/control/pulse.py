@@ -69,7 +69,7 @@ class Pulse:
         """Hold or read, as things stand with the others."""
         if self._over:
             return
-        own = Load(self._limits.connections, self._limits.sessions)
+        own = Load(self._limits.connections)
         hold = holds(own, self._counters.loads(), self._limits.max_sessions)
         if hold != self._held:
             self._hold(hold=hold)

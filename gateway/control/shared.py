@@ -345,9 +345,7 @@ class Counters:
         """What every other worker that serves has now."""
         cells = self._cells
         return [
-            Load(
-                cells[base + _CONNECTIONS], cells[base + _SESSIONS], held=bool(cells[base + _HELD])
-            )
+            Load(cells[base + _CONNECTIONS], held=bool(cells[base + _HELD]))
             for base in map(_region, range(self._memory.workers))
             if base != self._base and cells[base + _SERVING]
         ]

@@ -56,10 +56,9 @@ class Stage:
             OWN, LISTENERS, self.limits, self.counters, report,
         )
 
-    def other_has(self, connections: int, sessions: int = 0, *, serving: bool = True) -> None:
-        """The other worker's counts."""
+    def other_has(self, connections: int, *, serving: bool = True) -> None:
+        """The other worker's count."""
         self.other.connections_are(connections)
-        self.other.store(Cell.SESSIONS, sessions)
         self.other.store(Cell.SERVING, serving)
 
     def fire(self, name: str) -> None:
@@ -147,11 +146,11 @@ def test_it_goes_on_where_the_other_dies(stage: Stage) -> None:
 
 def test_one_that_is_full_holds_for_one_that_has_room(stage: Stage) -> None:
     stage.pulse.start()
-    stage.limits.connections = stage.limits.sessions = 1000
-    stage.other_has(1000, 999)
+    stage.limits.connections = 1000
+    stage.other_has(999)
     stage.pulse.look(50.0)
     assert stage.calls() == HELD
-    stage.other_has(1000, 1000)
+    stage.other_has(1000)
     stage.fire("look")
     assert stage.calls() == READ, "all are full: say so"
 

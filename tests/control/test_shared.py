@@ -103,7 +103,7 @@ def test_the_others_are_those_that_serve(board: Board, memory: SharedMemory) -> 
     assert one.serving() == two.serving() == 1
     two.store(Cell.SERVING, 1)
     two.store(Cell.HELD, 1)
-    assert one.loads() == [Load(5, 0, held=True)]
+    assert one.loads() == [Load(5, held=True)]
     assert two.loads() == []
     assert (one.serving(), two.serving()) == (2, 1)
     board.bury(1)
