@@ -18,7 +18,7 @@ Down:
 
 Up:
 
-    {"is": "serving"}                              it accepts
+    {"is": "serving", "worker": index}             it accepts
     {"is": "refused", "error": text, "code": n}    it cannot begin; n is the exit code
     {"is": "ended", "accepted": n, "cut": n, "dropped": n}    the last line
     {"is": ..., "id": n, ...}                      the answer to the line of that id

@@ -215,6 +215,8 @@ class Supervisor:
             if len(serving) == self.wanted:
                 self.phase = Phase.SERVING
                 self._say_start()
+        elif message["is"] == "serving":
+            self.say(self.report.info, "a worker serves", worker=message["worker"])
 
     def _look(self) -> None:
         """End workers that do not turn any more: their sessions are lost already."""

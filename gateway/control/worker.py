@@ -138,7 +138,7 @@ class Worker:
     def run(self, said: Iterable[Message] = ()) -> None:
         """Serve until the supervisor, or its end, ends it. `said` is what it has said already."""
         self.start()
-        self.orders.say({"is": "serving"})
+        self.orders.say({"is": "serving", "worker": self._number})
         self._said_before = said
         self._engine.set_timer(self._own, _SAID, self._engine.now())
         self._engine.run(self.deliver)

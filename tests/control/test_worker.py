@@ -757,7 +757,7 @@ def test_it_says_that_it_serves_and_obeys_what_was_said_before() -> None:
     stage = Stage()
     stage.worker.run([{"do": "drain", "seconds": 1.0, "cause": "c", "others": True}])
     stage.line = 3
-    assert stage.told() == [{"is": "serving"}]
+    assert stage.told() == [{"is": "serving", "worker": 0}]
     timer = stage.engine.calls[-1]
     assert timer[0] == "set_timer"
     assert timer[3] <= stage.engine.time
