@@ -72,7 +72,7 @@ def test_here_it_can_be_had() -> None:
     assert uring_setup.refusal() == ""
     auto, demanded = chosen("")
     assert auto[0] == "uvloop"
-    assert "io_uring can be had here" in auto[1]
+    assert "it can be had here" in auto[1]
     assert demanded[0] == "io_uring"
     assert "the table demands it; relays by readiness: a system call takes" in demanded[1]
     assert uring_setup.refusal_of_completions() == ""
@@ -88,6 +88,16 @@ def test_the_form_of_relays_is_measured(
     choice = choose("io_uring")
     assert form_of(choice) == form
     assert f"relays by {form}: a system call takes {cost} ns" in choice.reason
+
+
+@pytest.mark.ring
+def test_auto_says_where_io_uring_would_be_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is uvloop all the same: an operator decides that."""
+    monkeypatch.setattr("gateway.engine.uring_ring.call_cost_ns", lambda: 1000)
+    choice = choose("auto")
+    assert choice.engine == "uvloop"
+    assert "a system call takes 1000 ns" in choice.reason
+    assert 'engine = "io_uring" would cost less here' in choice.reason
 
 
 @pytest.mark.ring
