@@ -17,7 +17,8 @@ Laws of this file:
     ├── TableError          the operator's table: exit code 1
     ├── StartFailed         a worker that cannot begin: exit code 1
     ├── ListenError         an address that cannot be bound: exit code 3
-    └── EngineRefused       the engine the table demands cannot run: exit code 5
+    ├── EngineRefused       the engine the table demands cannot run: exit code 5
+    └── NoAnswer            nobody answers at a control socket: exit code 6
 """
 
 import enum
@@ -116,6 +117,13 @@ class EngineRefused(GatewayError):
 
     blame = Blame.OPERATOR
     exit_code = 5
+
+
+class NoAnswer(GatewayError):
+    """No running gateway answers a command; the message says where it was looked for."""
+
+    blame = Blame.OPERATOR
+    exit_code = 6
 
 
 class Fault(enum.Enum):

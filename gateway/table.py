@@ -6,7 +6,7 @@ here opens, resolves or decides.
 """
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from gateway.events import Address
 
@@ -53,6 +53,15 @@ class EndpointEntry:
     port: int = 0
     unix: str = ""
     weight: int = 1
+
+    @property
+    def has_name(self) -> bool:
+        """True where a name server is asked for the address."""
+        try:
+            ip_address(self.host)
+        except ValueError:
+            return bool(self.host)
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,12 @@
     gateway explain PATH URL    which route takes this request, and why not the others
     gateway doctor              what this machine gives the gateway, and what is missing
 
-Exit codes: 0 all is well; 1 the table is refused, or `doctor` misses what it demands; 2 wrong
-usage, or what was to be printed could not be written; 3 an address cannot be bound; 4 sessions had
-to be cut; 5 the engine that the table demands cannot run.
+    gateway status | sessions | close | drain | reload      of a gateway that runs: commands.py
+
+Exit codes: 0 all is well; 1 the table is refused, `doctor` misses what it demands, or a running
+gateway says no; 2 wrong usage, or what was to be printed could not be written; 3 an address cannot
+be bound; 4 sessions had to be cut; 5 the engine that the table demands cannot run; 6 no gateway
+answers a command.
 
 What serving needs is imported only when something is served: signals are heard from the first
 line of `main` on, and loading takes longer than a container's patience may be.
@@ -25,6 +28,7 @@ from typing import Any, NoReturn
 import click
 
 from gateway import __version__
+from gateway.control.commands import COMMANDS
 from gateway.errors import GatewayError
 
 EXIT_USAGE = 2
@@ -49,11 +53,13 @@ HELP = {"help_option_names": ["-h", "--help"]}
 EPILOG = """\b
 Exit codes:
   0  ended, and no session was cut
-  1  the route table is refused; of doctor: something that it demands is missing
+  1  the route table is refused; of doctor: something that it demands is missing;
+     of reload, close: the gateway that was asked refuses
   2  wrong usage, or what was to be printed could not be written
   3  an address cannot be bound
   4  ended, and sessions had to be cut
   5  the engine that the table demands cannot run
+  6  no gateway answers at the control socket
 
 \b
 Try it:
@@ -157,6 +163,10 @@ def doctor(context: click.Context, routes: Path | None) -> None:
     text, has_all = examine(table)
     click.echo(text, nl=False)
     context.exit(0 if has_all else 1)
+
+
+for each in COMMANDS:
+    command.add_command(each)
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ opened or bound here: a table that loads may still name a host that does not exi
 together in `config_routes.py`, and the way back to text in `config_render.py`.
 """
 
+import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from gateway.events import Address
 from gateway.routing import quoted
 from gateway.table import GatewaySettings, Listener, Route, Table, Upstream
 
-__all__ = ["check", "load", "render"]
+__all__ = ["check", "digest", "load", "render", "table_files"]
 
 _TOP = {"gateway": False, "listener": True, "defaults": False, "route": True, "upstream": False}
 
@@ -101,6 +103,7 @@ class _Draft:
         gateway = self._once(document, "gateway", GATEWAY, self._gateway)
         if gateway is not None:
             self._gateway = gateway
+            self._place_control(gateway)
             for address in gateway.values.pop("listen", ()):
                 self._add_listener({"address": address}, gateway.place.key("listen"), document)
             self._listens = self._listens or "listen" in gateway.keys
@@ -148,6 +151,17 @@ class _Draft:
                              f"{before.place.text} is there already; move the keys there")
         values = section.read(written, place, self._mistakes)
         return Written(place, document.folder, frozenset(written), values) if not before else None
+
+    def _place_control(self, gateway: Written) -> None:
+        """Make the name of the control socket's file absolute, in place."""
+        file = gateway.values.get("control")
+        if file is None:
+            return
+        file = gateway.values["control"] = in_folder(file, gateway.folder)
+        try:
+            check_socket_length(file, gateway.place.key("control").text)
+        except TableError as error:
+            self._mistakes.take(gateway.place, error)
 
     def _read_listener(
         self, written: dict[str, object], place: Place, document: _Document
@@ -239,7 +253,8 @@ class _Draft:
         check_reachable(self._routes, files, self._mistakes)
 
     def check_whole(self, place: Place, *, complete: bool) -> None:
-        """Refuse a table that could not serve anybody."""
+        """Refuse a table that could not serve anybody, or not its operator."""
+        self._check_own_addresses()
         listens = self._listens or self._misshapen & {"gateway", "listener"}
         if complete and not listens:
             self._mistakes.add(place, "no listener", "at least one",
@@ -247,6 +262,24 @@ class _Draft:
         if complete and not self._written_routes and "route" not in self._misshapen:
             self._mistakes.add(place, "no route", "at least one",
                              "write a [[route]] with a name and an upstream")
+
+    def _check_own_addresses(self) -> None:
+        """The admin address and the control socket are nobody else's."""
+        if self._gateway is None:
+            return
+        values, place = self._gateway.values, self._gateway.place
+        control = values.get("control")
+        for key, address in (
+            ("admin", values.get("admin")),
+            ("control", Address(path=control) if control else None),
+        ):
+            if address is None or not (address.port or address.path):
+                continue
+            for other, where in self._addresses.items():
+                if other == address or _overlap(other, address) is not None:
+                    self._mistakes.add(place.key(key), quoted(str(address)),
+                                       "an address of its own",
+                                       f"{where.text} has it already; choose another")
 
     def table(self) -> Table:
         """The result; there were no mistakes."""
@@ -267,13 +300,37 @@ class _Draft:
         ]
 
 
+def table_files(path: Path) -> list[Path]:
+    """The files of the table at `path`, in their order. Raises OSError for a folder that cannot be
+    read; whether the files can be is not looked at."""
+    if not path.is_dir():
+        return [path]
+    return sorted(one for one in path.iterdir() if one.suffix == ".toml"
+                  and not one.name.startswith(".") and not one.is_dir())
+
+
+def digest(path: Path) -> bytes:
+    """What stands for the content of a table's files: their names, and what is in them. What
+    cannot be read counts as it is, so that a table which comes back is a change."""
+    found = hashlib.blake2b(digest_size=16)
+    try:
+        files = table_files(path)
+    except OSError as error:
+        files = []
+        found.update(f"{error.errno}".encode())
+    for file in files:
+        found.update(os.fsencode(file) + b"\0")
+        try:
+            content = file.read_bytes()
+            found.update(len(content).to_bytes(8, "big") + content)
+        except OSError as error:
+            found.update(f"{error.errno}".encode())
+    return found.digest()
+
+
 def _read_files(path: Path, mistakes: Mistakes) -> list[_Document]:
     try:
-        if path.is_dir():
-            files = sorted(one for one in path.iterdir() if one.suffix == ".toml"
-                           and not one.name.startswith(".") and not one.is_dir())
-        else:
-            files = [path]
+        files = table_files(path)
     except OSError as error:
         mistakes.add(Place(0, str(path)), _os_words(error), "a folder that can be read",
                      "check its name and its permissions")

@@ -80,6 +80,30 @@ def listen_address(value: object, place: str) -> Address:
     return Address(host=literal, port=_port(port, text, place, low=0))
 
 
+def admin_address(value: object, place: str) -> Address | None:
+    """Where the admin address is; None for "", which is nowhere. TCP: who scrapes it is a probe."""
+    if value == "":
+        return None
+    if isinstance(value, str) and value.startswith("unix:"):
+        raise TableError(place, quoted(value), 'an address such as "127.0.0.1:9180", or ""',
+                         "it is no Unix socket: probes and scrapers come over TCP")
+    return listen_address(value, place)
+
+
+def control_file(value: object, place: str) -> str | None:
+    """The file of the control socket, as written; None for "off"."""
+    expected = 'a file name such as "/run/gateway/control.sock", or "off"'
+    text = string(value, place, expected)
+    if text == "off":
+        return None
+    if text.startswith("unix:"):
+        raise TableError(place, quoted(text), expected,
+                         f"write {quoted(text.removeprefix('unix:'))}: it is always a Unix socket")
+    if not text:
+        raise TableError(place, '""', expected, "leave it out for the usual place")
+    return socket_file(text, text, place)
+
+
 def socket_file(file: str, text: str, place: str) -> str:
     """The file name of a Unix socket, as written."""
     expected = "the file name of a Unix socket"

@@ -53,6 +53,7 @@ def effective(route: Route, upstream: Upstream) -> Iterator[tuple[str, str]]:
         yield "session_code", str(route.session_code)
     yield "drain_code", str(route.drain_code)
     yield "drain_reason", toml_string(route.drain_reason)
+    yield "reload_drain", _value("reload_drain", route.reload_drain)
 
 
 def toml_string(text: str) -> str:
@@ -81,6 +82,8 @@ def _gateway(table: Table) -> list[str]:
         f"ring = {toml_string(settings.ring)}",
         f"workers = {settings.workers or toml_string('auto')}",
         f"pin = {_boolean(settings.pin)}",
+        f"admin = {toml_string(str(settings.admin or ''))}",
+        _control(settings.control),
         f'drain = "{written_duration(settings.drain)}"',  # 0 is a time here: nothing is "off"
         f'drain_delay = "{written_duration(settings.drain_delay)}"',
         f"log = {toml_string(settings.log)}",
@@ -88,6 +91,12 @@ def _gateway(table: Table) -> list[str]:
         sessions,
         f"trusted_proxies = {_list(str(one) for one in settings.trusted_proxies)}",
     ]
+
+
+def _control(file: str | None) -> str:
+    if file == "":
+        return "# control = $RUNTIME_DIRECTORY/control.sock, or the next usual place"
+    return f"control = {toml_string('off' if file is None else file)}"
 
 
 def _listener(listener: Listener) -> list[str]:
@@ -147,6 +156,8 @@ def _upstream(upstream: Upstream) -> list[str]:
         lines.append(f"hash_on = {toml_string(upstream.hash_on)}")
     if upstream.source_addresses:
         lines.append(f"source_addresses = {_list(upstream.source_addresses)}")
+    if any(one.has_name for one in upstream.entries):
+        lines.append(f'resolve = "{written_duration(upstream.resolve)}"')
     return lines
 
 

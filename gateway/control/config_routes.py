@@ -5,7 +5,7 @@ it comes from [defaults], which are for all routes. So the resolved route says w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,15 @@ def build_upstream(
     if "source_addresses" in values and not any(url.host for url in urls):
         mistakes.add(place.key("source_addresses"), "the key with endpoints that have no address",
                    "it with IP addresses and names alone", "remove it")
+    sources: tuple[str, ...] = values.get("source_addresses", ())
+    upstream = _upstream(name, urls, [one.weight for one in endpoints], balance,
+                         values.get("hash_on", "address"), sources)
+    if "resolve" in values and not any(entry.has_name for entry in upstream.entries):
+        mistakes.add(place.key("resolve"), "the key on endpoints without a name",
+                   "it where a name is looked up", "remove it: an address stays what it is")
     if len(mistakes) > before:
         return None
-    sources: tuple[str, ...] = values.get("source_addresses", ())
-    return _upstream(name, urls, [one.weight for one in endpoints], balance,
-                     values.get("hash_on", "address"), sources)
+    return replace(upstream, resolve=values.get("resolve", upstream.resolve))
 
 
 def _check_endpoints(endpoints: tuple[Endpoint, ...], place: Place, mistakes: Mistakes) -> None:

@@ -198,6 +198,8 @@ GATEWAY = Section(
         "ring": values.choice("auto", "completions", "readiness", usual="auto"),
         "workers": values.count_or_auto(WORKERS_MAX),
         "pin": values.boolean,
+        "admin": addresses.admin_address,
+        "control": addresses.control_file,
         "drain": values.duration(zero=True),
         "drain_delay": values.duration(zero=True),
         "log": values.choice("text", "json", usual="text"),
@@ -207,7 +209,6 @@ GATEWAY = Section(
             addresses.network, 'a list of networks such as ["10.0.0.0/8"]', empty=True
         ),
     },
-    frozenset({"admin", "control"}),
 )
 
 LISTENER = Section(
@@ -272,8 +273,8 @@ ROUTE = Section(
         "heartbeat_timeout": values.duration(),
         "drain_code": values.close_code,
         "drain_reason": values.close_reason,
+        "reload_drain": values.duration(off=True),
     },
-    frozenset({"reload_drain"}),
 )
 
 DEFAULTS = Section(
@@ -291,8 +292,9 @@ UPSTREAM = Section(
         "source_addresses": values.list_of(
             addresses.source_address, 'a list of IP addresses such as ["10.0.0.7", "10.0.0.8"]'
         ),
+        "resolve": values.duration(),
     },
-    frozenset({"resolve", "tls"}),
+    frozenset({"tls"}),
 )
 
 _SECTIONS = (GATEWAY, LISTENER, ROUTE, DEFAULTS, UPSTREAM)

@@ -19,6 +19,7 @@ from enum import Enum
 from typing import cast
 
 from gateway.control.channel import Lines, Message, encode, send_socket
+from gateway.control.cpus import usable
 from gateway.control.listening import Bound
 from gateway.control.spawning import Spawned
 
@@ -48,12 +49,14 @@ class WorkerHandle(asyncio.Protocol):
         self,
         index: int,
         spawned: Spawned,
-        heard: Callable[[Message], None],
+        heard: Callable[["WorkerHandle", Message], None],
         gone: Callable[["WorkerHandle"], None],
     ) -> None:
         self.index = index
         self.pid = spawned.process.pid
         self.state = WorkerState.STARTING
+        self.version = -1                        # of the terms that it goes by
+        self.given: set[int] = set()             # numbers of the listeners whose sockets it has
         self.served = False                      # it has had the chance of having sessions
         self.code: int | None = None             # of its exit; negative: the signal that killed it
         self.ended: Message | None = None        # its last line, where it came to say one
@@ -98,11 +101,18 @@ class WorkerHandle(asyncio.Protocol):
         BlockingIOError where it has not taken what it was given before."""
         for number, each in bound.items():
             send_socket(self._spawned.lane, number, each.socket)
+            self.given.add(number)
 
-    def pin(self, cpu: int) -> None:
-        """Let it run on this CPU alone."""
+    def pin(self, *, pinned: bool) -> None:
+        """Let it run on one CPU, in turn over those that there are, or on all of them."""
+        cpus = usable()
         with contextlib.suppress(OSError):           # it is gone already, or the CPU is
-            os.sched_setaffinity(self.pid, {cpu})
+            os.sched_setaffinity(self.pid, {cpus[self.index % len(cpus)]} if pinned else cpus)
+
+    def leave(self, seconds: float, cause: str) -> None:
+        """Have it end gently: others go on accepting."""
+        self.state = WorkerState.DRAINING
+        self.tell({"do": "drain", "seconds": seconds, "cause": cause, "others": True})
 
     def kill(self) -> None:
         """End the process at once."""
@@ -139,7 +149,7 @@ class WorkerHandle(asyncio.Protocol):
             self.served = True
         elif message["is"] == "ended":
             self.ended = message
-        self._heard(message)
+        self._heard(self, message)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
         """See asyncio.Protocol."""

@@ -67,6 +67,15 @@ def bind(listener: Listener) -> Bound:
     return _bind_unix(listener) if listener.address.is_unix else _bind_tcp(listener)
 
 
+def adjust(bound: Bound) -> None:
+    """Give a socket that listens the backlog and the mode that its listener has now. What the
+    kernel refuses stays as it was: the socket itself is good."""
+    with contextlib.suppress(OSError):
+        bound.socket.listen(bound.listener.backlog)
+        if bound.file is not None and _identity(bound.address.path) == bound.file:
+            Path(bound.address.path).chmod(bound.listener.mode)
+
+
 # --- TCP --------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,10 @@ class Orders:
         self._alone = False
         self._lines = Lines()
 
+    def know(self, more: dict[str, Order]) -> None:
+        """Obey these words, too."""
+        self._known.update(more)
+
     def start(self) -> None:
         """Listen. Orders are done from the next batch on."""
         self.link = self._engine.adopt(self._channel)

@@ -413,6 +413,12 @@ class Report:
         self._errors = LineStream(errors, self._dropped_line)
         self._told = {self._output: "", self._errors: ""}  # the trouble that was told of
 
+    def change(self, *, style: str, log_query: bool) -> None:
+        """Say things this way from now on."""
+        assert style in ("text", "json")
+        self.style = style
+        self._log_query = log_query
+
     def access(self, record: AccessRecord) -> None:
         """One session or exchange is over."""
         self.said = True

@@ -1,9 +1,9 @@
-"""Names of a table's upstreams to addresses, once, at start.
+"""Names of a table's upstreams to addresses: at start, at each reload, and again and again.
 
 `resolve` asks for all names at the same time, each in a thread, because `getaddrinfo` blocks and
 cannot be cancelled; the threads are daemons, so that one which hangs holds up nobody. A name that
-does not resolve is no error: it is in `Resolution.failures`, and whoever has no other endpoint
-answers 503 until the next start.
+does not resolve is no error: it is in `Resolution.failures`, its last addresses are kept where it
+had any, and whoever has no other endpoint answers 503 until it resolves.
 
 Never called by `gateway check`: whether a table is right does not depend on a name server.
 """
@@ -12,7 +12,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gateway.events import Address
@@ -27,11 +27,12 @@ Found = list[tuple[EndpointEntry, Address]]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A name without addresses, why, and which upstreams had wanted it."""
+    """A name without an answer, why, and which upstreams had wanted it."""
 
     name: str
     error: str
     upstreams: tuple[str, ...]
+    without: tuple[str, ...] = ()        # of those, the ones that have no endpoint at all now
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +53,51 @@ def look_up(name: str) -> list[str]:
 
 
 def resolve(
-    upstreams: Iterable[Upstream], limit: float = RESOLVE_LIMIT, lookup: Lookup = look_up
+    upstreams: Iterable[Upstream], limit: float = RESOLVE_LIMIT, lookup: Lookup = look_up,
+    last: Mapping[str, Found] | None = None,
 ) -> Resolution:
     """The addresses of every entry of these upstreams, within `limit` seconds.
 
-    A literal resolves to itself without asking, and so do Unix sockets and built-in endpoints.
+    A literal resolves to itself without asking, and so do Unix sockets and built-in endpoints. What
+    an upstream had `last`, by its name, stays where a name has no answer now.
     """
     upstreams = list(upstreams)
     wanted: dict[str, dict[str, None]] = {}  # name to upstreams, in order, each once
     for upstream in upstreams:
         for entry in upstream.entries:
-            if entry.host and entry.weight and not _is_literal(entry.host):
+            if entry.weight and entry.has_name:
                 wanted.setdefault(entry.host, {})[upstream.name] = None
     answers = _ask(list(wanted), limit, lookup)
     result = Resolution()
+    for upstream in upstreams:
+        kept = (last or {}).get(upstream.name, [])
+        found: Found = []
+        for entry in upstream.entries or _builtin_entries(upstream):
+            found += [(entry, address) for address in _addresses(upstream, entry, answers, kept)]
+        result.endpoints[upstream.name] = found
     for name, names in wanted.items():
         answer = answers.get(name, f"no answer within {limit:g} s")
         if isinstance(answer, str):
-            result.failures.append(Failure(name, answer, tuple(names)))
-    for upstream in upstreams:
-        found: Found = []
-        for entry in upstream.entries or _builtin_entries(upstream):
-            found += [(entry, address) for address in _addresses(upstream, entry, answers)]
-        result.endpoints[upstream.name] = found
+            without = tuple(one for one in names if not result.endpoints[one])
+            result.failures.append(Failure(name, answer, tuple(names), without))
     return result
 
 
 def _addresses(
-    upstream: Upstream, entry: EndpointEntry, answers: dict[str, list[str] | str]
+    upstream: Upstream, entry: EndpointEntry, answers: dict[str, list[str] | str], kept: Found
 ) -> list[Address]:
-    """Where an entry is; empty for a name without an answer."""
+    """Where an entry is; where it was, for a name without an answer."""
     if upstream.builtin:
         return [Address(builtin=upstream.builtin)]
     if entry.unix:
         return [Address(path=entry.unix)]
-    if _is_literal(entry.host):
+    if not entry.has_name:
         return [Address(host=entry.host, port=entry.port)]
-    answer = answers.get(entry.host, [])
-    hosts = [] if isinstance(answer, str) else answer
-    return [Address(host=host, port=entry.port) for host in hosts]
+    answer = answers.get(entry.host)
+    if isinstance(answer, list):
+        return [Address(host=host, port=entry.port) for host in answer]
+    same = (entry.host, entry.port)
+    return [address for was, address in kept if (was.host, was.port) == same]
 
 
 def _builtin_entries(upstream: Upstream) -> tuple[EndpointEntry, ...]:
@@ -98,18 +105,6 @@ def _builtin_entries(upstream: Upstream) -> tuple[EndpointEntry, ...]:
     if not upstream.builtin:
         return ()
     return (EndpointEntry(url=f"builtin:{upstream.builtin}"),)
-
-
-def _is_literal(host: str) -> bool:
-    """True for an IP address as connect(2) understands it, with or without a zone."""
-    address = host.partition("%")[0]
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, address)
-        except (OSError, ValueError):
-            continue
-        return True
-    return False
 
 
 def _ask(names: list[str], limit: float, lookup: Lookup) -> dict[str, list[str] | str]:

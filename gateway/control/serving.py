@@ -7,6 +7,7 @@ workers' processes are started as soon as the table is known to be right, and lo
 
 import asyncio
 import contextlib
+import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -14,18 +15,20 @@ from pathlib import Path
 
 import uvloop
 
-from gateway.control import config
-from gateway.control.channel import Endpoints
+from gateway.control import config, control_socket
 from gateway.control.choice import choose
 from gateway.control.cpus import workers_auto
-from gateway.control.listening import bind_all
+from gateway.control.listening import bind, bind_all
+from gateway.control.reloading import sentence_of
 from gateway.control.report import Report
 from gateway.control.resolver import resolve
 from gateway.control.shared import Board, SharedMemory
 from gateway.control.spawning import Spawned, spawn
+from gateway.control.steering import Steering
 from gateway.control.supervisor import Setting, Supervisor
+from gateway.control.terms import Terms
 from gateway.errors import StartFailed
-from gateway.table import Table
+from gateway.table import Listener
 
 # Descriptors that no session counts on: the log, the engine, listeners, and connections that are
 # still sending their head or are being refused.
@@ -41,26 +44,40 @@ def serve(path: Path) -> int:
     # Until the supervisor hears it, too: other servers read their configuration again at it, and
     # nobody who sends it for that means to end us.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    seen = config.digest(path)
     table, warnings = config.check(path)
     descriptors = raise_descriptor_limit()     # before an engine, which goes by it
     choice = choose(table.gateway.engine, table.gateway.ring)
-    max_sessions = table.gateway.max_sessions or default_max_sessions(descriptors)
     report = Report(style=table.gateway.log, log_query=table.gateway.log_query)
     with contextlib.ExitStack() as at_end:
         at_end.callback(report.close)
         memory = SharedMemory(SharedMemory.create())
         at_end.callback(memory.close)
         count = table.gateway.workers or workers_auto()
+        control, no_control = control_socket.bind(table.gateway, os.environ)
+        if control is not None:
+            at_end.callback(control.abandon)
         spawned = at_end.enter_context(_processes(count, memory.fd))
         bound = bind_all(table.listeners)
         for each in bound:
             at_end.callback(each.abandon)
-        for warning in warnings:
+        admin = None if table.gateway.admin is None else bind(
+            Listener(address=table.gateway.admin, backlog=128)
+        )
+        if admin is not None:
+            at_end.callback(admin.abandon)
+        for warning in (*warnings, *filter(None, [no_control])):
             report.warning(warning)
         _warn_of_descriptors(table.gateway.max_sessions, descriptors, report)
-        endpoints = _resolve(table, report)
-        setting = Setting(choice, max_sessions)
-        supervisor = Supervisor(table, bound, endpoints, setting, Board(memory), report)
+        resolution = resolve(table.upstreams.values())
+        for failure in resolution.failures:
+            report.warning(sentence_of(failure))
+        terms = Terms(table, dict(enumerate(bound)), resolution.endpoints)
+        setting = Setting(choice, default_max_sessions(descriptors))
+        supervisor = Supervisor(terms, setting, Board(memory), report)
+        supervisor.attendant = Steering(
+            supervisor, path, seen, resolution.failures, control, admin
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(supervisor.run(spawned))
     raise AssertionError("unreachable")
@@ -120,19 +137,3 @@ def raise_descriptor_limit() -> int:
     if soft == resource.RLIM_INFINITY:
         return int(Path("/proc/sys/fs/nr_open").read_text(encoding="ascii"))
     return soft
-
-
-def _resolve(table: Table, report: Report) -> Endpoints:
-    """The addresses of all upstreams; names that do not resolve are said."""
-    resolution = resolve(table.upstreams.values())
-    for failure in resolution.failures:
-        empty = [name for name in failure.upstreams if not resolution.endpoints[name]]
-        routes = [route.name for route in table.routes if route.upstream in empty]
-        report.warning(
-            "a name does not resolve; it is not asked for again until the next start",
-            name=failure.name,
-            error=failure.error,
-            upstreams=", ".join(failure.upstreams),
-            routes_that_answer_503=", ".join(routes),
-        )
-    return resolution.endpoints

@@ -19,18 +19,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from gateway import __version__
 from gateway.control import channel
-from gateway.control.channel import Endpoints, Message
+from gateway.control.channel import Message
 from gateway.control.choice import Choice
-from gateway.control.cpus import usable
 from gateway.control.handle import WorkerHandle, WorkerState
-from gateway.control.listening import Bound
 from gateway.control.parts import relays
 from gateway.control.report import Report, Value
-from gateway.control.shared import Board, endpoint_name
+from gateway.control.shared import Board
 from gateway.control.spawning import Spawned, spawn
+from gateway.control.terms import Terms
 from gateway.control.vigil import LOOK, Vigil
 from gateway.errors import EngineRefused, GatewayError, StartFailed
 from gateway.table import Table
@@ -68,24 +68,45 @@ class Setting:
     may have."""
 
     choice: Choice
-    max_sessions: int
+    max_sessions_default: int
+
+    def max_sessions(self, table: Table) -> int:
+        """How many sessions each worker may have."""
+        return table.gateway.max_sessions or self.max_sessions_default
+
+
+class Attendant(Protocol):
+    """Who takes orders for the supervisor, and has it go by other terms."""
+
+    addresses: dict[str, Value]
+
+    async def start(self) -> None:
+        """The loop runs; workers are about to come."""
+
+    def serving(self) -> None:
+        """All workers serve, for the first time."""
+
+    def behind(self, worker: WorkerHandle) -> None:
+        """This one serves, on terms that hold no longer."""
+
+    def hangup(self) -> None:
+        """SIGHUP came."""
+
+    async def close(self) -> None:
+        """All workers have ended."""
 
 
 class Supervisor:
     """See the module's docstring. `run` is its life, in the main thread.
 
-    `bound` are the listening sockets, by numbers that no other ever has, in the order of the
-    table's listeners; `endpoints` are the addresses of the table's upstreams; on the `board` the
-    workers count.
+    `terms` are what the workers obey first; on the `board` they count. Give it an `attendant`
+    before it runs.
     """
 
-    def __init__(
-        self, table: Table, bound: list[Bound], endpoints: Endpoints, setting: Setting,
-        board: Board, report: Report,
-    ) -> None:
-        self.table = table
-        self.bound = dict(enumerate(bound))
-        self.endpoints = endpoints
+    attendant: Attendant
+
+    def __init__(self, terms: Terms, setting: Setting, board: Board, report: Report) -> None:
+        self.terms = terms
         self.setting = setting
         self.board = board
         self.report = report
@@ -94,6 +115,8 @@ class Supervisor:
         self.totals = Totals()
         self.wanted = 0                          # how many workers there should be
         self._back_off: dict[int, float] = {}    # by a worker's number: seconds, next time
+        self.restarts: dict[int, int] = {}       # of each number, for one that died
+        self._coming: set[int] = set()           # numbers whose process is started just now
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: GatewayError | None = None  # why it could not start
@@ -112,11 +135,13 @@ class Supervisor:
         self._over = asyncio.Event()
         self._vigil = Vigil(time.monotonic())
         self._later(LOOK, self._look)
+        await self.attendant.start()
         with self._hear_signals():
             for index, process in enumerate(spawned):
                 self.wanted += 1
                 await self._welcome(index, process)
             await self._over.wait()
+            await self.attendant.close()
             for timer in self._timers:
                 timer.cancel()
         if self._error is not None:
@@ -150,16 +175,16 @@ class Supervisor:
         """Hear a new process, and tell it what to begin with."""
         worker = WorkerHandle(index, spawned, self._heard, self._gone)
         self.workers.append(worker)
+        self._coming.discard(index)
         self.board.begin(index)
         await worker.open()
-        if self.table.gateway.pin:
-            cpus = usable()
-            worker.pin(cpus[index % len(cpus)])
+        if self.terms.table.gateway.pin:
+            worker.pin(pinned=True)
         if self.phase is Phase.ENDING:
             worker.kill()                        # it was on its way when the end came
             return
         try:
-            worker.give(self.bound)
+            worker.give(self.terms.bound)
         except OSError as error:
             self.say(self.report.error, "a worker cannot be given its listening sockets; it is "
                      "ended", worker=index, error=error.strerror or str(error))
@@ -171,27 +196,53 @@ class Supervisor:
             "workers": self.wanted,
             "engine": self.setting.choice.engine,
             "form": self.setting.choice.form,
-            "max_sessions": self.setting.max_sessions,
-            **self.body(),
+            **self.body(self.terms),
         })
+        worker.version = self.terms.version
 
-    def body(self) -> Message:
-        """What a worker serves: of `begin`, and of all that changes it later."""
+    def body(self, terms: Terms) -> Message:
+        """What a worker needs to go by these terms: of `begin`, and of all that changes it."""
         return {
-            "table": channel.pack_table(self.table),
-            "endpoints": channel.pack_endpoints(self.table, self.endpoints),
-            "slots": self.board.slots(
-                (route.name for route in self.table.routes),
-                (
-                    endpoint_name(upstream, str(address))
-                    for upstream, found in self.endpoints.items() for _, address in found
-                ),
-            ).to_json(),
+            "table": channel.pack_table(terms.table),
+            "endpoints": channel.pack_endpoints(terms.table, terms.endpoints),
+            "slots": terms.slots(self.board).to_json(),
             "listeners": [
                 {"index": index, "address": channel.pack_address(each.address)}
-                for index, each in self.bound.items()
+                for index, each in terms.bound.items()
             ],
+            "max_sessions": self.setting.max_sessions(terms.table),
         }
+
+    # --- Other terms ------------------------------------------------------------------------
+
+    def taken(self, terms: Terms) -> None:
+        """These are the terms from now on. What they ask of us is done; whoever is born gets
+        them."""
+        before, self.terms = self.terms.table.gateway, terms
+        self.board.keep(terms.slots(self.board))
+        gateway = terms.table.gateway
+        self.report.change(style=gateway.log, log_query=gateway.log_query)
+        if gateway.pin != before.pin:
+            for worker in self.live:
+                worker.pin(pinned=gateway.pin)
+        if self.phase is Phase.SERVING:
+            self._resize(terms.workers)
+
+    def _resize(self, wanted: int) -> None:
+        """Start workers that are missing; those that are too many end gently."""
+        self.wanted = wanted
+        for index in range(wanted):
+            self._replace(index)
+        seconds = self.terms.table.gateway.drain
+        for worker in self.live:
+            if worker.index >= wanted:
+                worker.leave(seconds, "there are to be fewer workers")
+                self._later(seconds + GRACE, self._kill_late, worker)
+
+    def _kill_late(self, worker: WorkerHandle) -> None:
+        """It was told to end, and has had its time."""
+        if worker in self.workers:
+            worker.kill()
 
     # --- What workers say -------------------------------------------------------------------
 
@@ -206,7 +257,7 @@ class Supervisor:
         for worker in self.workers:
             worker.tell(message)
 
-    def _heard(self, message: Message) -> None:
+    def _heard(self, worker: WorkerHandle, message: Message) -> None:
         if message["is"] == "refused" and self.phase is Phase.STARTING and self._error is None:
             kind = EngineRefused if message["code"] == EngineRefused.exit_code else StartFailed
             self._error = kind(message["error"])
@@ -215,8 +266,11 @@ class Supervisor:
             if len(serving) == self.wanted:
                 self.phase = Phase.SERVING
                 self._say_start()
+                self.attendant.serving()
         elif message["is"] == "serving":
-            self.say(self.report.info, "a worker serves", worker=message["worker"])
+            self.say(self.report.info, "a worker serves", worker=worker.index)
+            if worker.version != self.terms.version:
+                self.attendant.behind(worker)
 
     def _look(self) -> None:
         """End workers that do not turn any more: their sessions are lost already."""
@@ -235,10 +289,11 @@ class Supervisor:
             engine=self.setting.choice.engine,
             reason=self.setting.choice.reason,
             relays=relays(),
-            listening=",".join(str(each.address) for each in self.bound.values()),
-            routes=len(self.table.routes),
+            listening=",".join(str(each.address) for each in self.terms.bound.values()),
+            **self.attendant.addresses,
+            routes=len(self.terms.table.routes),
             workers=self.wanted,
-            max_sessions=self.setting.max_sessions,
+            max_sessions=self.setting.max_sessions(self.terms.table),
             pid=os.getpid(),
         )
 
@@ -258,6 +313,8 @@ class Supervisor:
             self._abandon()
         elif told is None and not self._abandoned:
             self._died(worker)
+        elif self.phase is Phase.SERVING:
+            self._replace(worker.index)          # there were to be fewer, and now more again
         if self.phase is Phase.ENDING and not self.workers:
             self._over.set()
 
@@ -272,6 +329,10 @@ class Supervisor:
             self.totals.cut += 1                 # at the least: that not all ended well is known
             self.say(self.report.error, "a worker died in its drain", **how)
             return
+        if worker.state is WorkerState.DRAINING:
+            self.say(self.report.error, "a worker died in its drain", **how)
+            return
+        self.restarts[worker.index] = self.restarts.get(worker.index, 0) + 1
         lived = time.monotonic() - worker.born
         if lived >= YOUNG:
             self._back_off.pop(worker.index, None)
@@ -284,8 +345,10 @@ class Supervisor:
         self._later(seconds, self._replace, worker.index)
 
     def _replace(self, index: int) -> None:
-        """Start a worker in the place of one that died."""
-        if self.phase is Phase.ENDING:
+        """Start a worker of this number, if there should be one and is none: two would write into
+        the same memory."""
+        there = self._coming | {worker.index for worker in self.workers}
+        if self.phase is Phase.ENDING or index >= self.wanted or index in there:
             return
         try:
             spawned = spawn(self.board.memory.fd)
@@ -294,6 +357,7 @@ class Supervisor:
                      worker=index, error=error.strerror or str(error), seconds=BACK_OFF_MAX)
             self._later(BACK_OFF_MAX, self._replace, index)
             return
+        self._coming.add(index)
         task = self._loop.create_task(self._welcome(index, spawned))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -315,15 +379,18 @@ class Supervisor:
             self.cut("SIGINT")
 
     def _on_hangup(self) -> None:
-        self.say(
-            self.report.warning,
-            "SIGHUP is ignored: the table is read at start alone; restart to read it",
-        )
+        if self.phase is Phase.SERVING:
+            self.attendant.hangup()
 
     @property
     def ready(self) -> bool:
         """Whether new clients should come: what a load balancer asks."""
         return self.phase is Phase.SERVING
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it was told to end."""
+        return self.phase in (Phase.LEAVING, Phase.ENDING)
 
     def drain(self, cause: str) -> None:
         """Not ready from now on; after `drain_delay` accept nothing more, and every session may
@@ -331,7 +398,7 @@ class Supervisor:
         if self.phase is not Phase.SERVING:
             return
         self.phase = Phase.LEAVING
-        delay = self.table.gateway.drain_delay
+        delay = self.terms.table.gateway.drain_delay
         if not delay:
             self._drain(cause)
             return
@@ -342,7 +409,7 @@ class Supervisor:
     def _drain(self, cause: str) -> None:
         if self.phase is Phase.ENDING:
             return
-        seconds = self.table.gateway.drain
+        seconds = self.terms.table.gateway.drain
         message: Message = {"do": "drain", "seconds": seconds, "cause": cause, "others": False}
         self._end(message, seconds + GRACE)
 
@@ -356,7 +423,7 @@ class Supervisor:
         """Tell the workers, and see to it that they end."""
         self.phase = Phase.ENDING
         self.broadcast(message)
-        for each in self.bound.values():
+        for each in self.terms.bound.values():
             each.socket.close()
         self._later(seconds, self._kill_rest)
         if not self.workers:

@@ -23,11 +23,12 @@ import secrets
 import socket
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway import events
+from gateway.control.attending import Attending
 from gateway.control.channel import Message
 from gateway.control.farewells import spread
 from gateway.control.listening import Bound
@@ -100,7 +101,8 @@ class Worker:
         self._pulse: Pulse | None = None
         self._bound = bound
         self._make_session = make_session
-        self._listeners: dict[int, Listener] = {}
+        self._listening: dict[int, Link] = {}  # by the supervisor's numbers
+        self._listeners: dict[Link, Listener] = {}  # those that are on their way out, too
         self._listeners_open = False
         self._clients: dict[Link, Party] = {}    # by the client's link; echo endpoints, too
         self._upstreams: dict[Link, Party] = {}
@@ -118,6 +120,7 @@ class Worker:
         self.orders = Orders(
             engine, channel, {"drain": self._drain, "kill": self._kill_ordered}, self._orphaned
         )
+        self.orders.know(Attending(self._sessions, self._tell).orders)
         self._execute_one: dict[type[Command], Callable[[Party, Any], None]] = {
             events.Connect: self._connect,
             events.Read: self._read,
@@ -147,17 +150,48 @@ class Worker:
         """Listen. Events are expected from here on."""
         self._own, _ = self._engine.pair()
         self.orders.start()
-        for each in self._bound.values():
-            # Records name the address as it really is, where the table says port 0.
-            listener = replace(each.listener, address=each.address)
-            self._listeners[self._engine.listen(each.socket)] = listener
-            self._listeners_open = True
+        self._listeners_open = bool(self._bound)
+        # Records name the address as it really is, where the table says port 0.
+        self.listen_on(
+            {n: replace(each.listener, address=each.address) for n, each in self._bound.items()},
+            {n: each.socket for n, each in self._bound.items()},
+        )
         if self._counters is not None:
             self._pulse = Pulse(
-                self._engine, self._own, self._listeners, self._desk.limits, self._counters,
-                self._report,
+                self._engine, self._own, self._listening.values(), self._desk.limits,
+                self._counters, self._report,
             )
             self._pulse.start()
+
+    # --- A reload ---------------------------------------------------------------------------
+
+    @property
+    def listening(self) -> Collection[int]:
+        """The numbers of the listeners that it accepts from."""
+        return self._listening.keys()
+
+    def listen_on(
+        self, listeners: dict[int, Listener], sockets: dict[int, socket.socket]
+    ) -> None:
+        """Accept from these and no others; of those that are new here are the sockets."""
+        for number in [number for number in self._listening if number not in listeners]:
+            self._engine.unlisten(self._listening.pop(number))
+        for number, listener in listeners.items():
+            if number not in self._listening:
+                self._listening[number] = self._engine.listen(sockets[number])
+            self._listeners[self._listening[number]] = listener
+
+    def drain_routes(self, seconds: dict[str, float], at: float) -> None:
+        """Tell the sessions of these routes goodbye, over so many seconds."""
+        for name, span in seconds.items():
+            leaving = [
+                (0.0 if party.client is None else self._engine.idle(party.client) or 0.0, party)
+                for party, session in self._sessions.items()
+                if session.entered is not None and session.entered.name == name
+            ]
+            self._farewells.extend(spread(leaving, at, span))
+        self._farewells = deque(sorted(self._farewells, key=lambda one: one[0]))
+        self._say_farewells(at)
 
     # --- Events -----------------------------------------------------------------------------
 
@@ -191,6 +225,8 @@ class Worker:
             self._trouble.accept_paused(event.at, str(listener.address), event.fault)
         elif isinstance(event, events.AcceptResumed):
             self._trouble.accept_resumed(str(self._listeners[event.link].address))
+        elif isinstance(event, events.Closed):
+            self._listeners.pop(event.link, None)
         # Else it is of a link that was forgotten.
 
     def _client_event(self, party: Party, event: Event) -> None:
@@ -420,7 +456,7 @@ class Worker:
         """No new client from here on; sessions that ask are told that we are going away."""
         self._ending = self._desk.draining = True
         self._listeners_open = False
-        for listener in self._listeners:
+        for listener in self._listening.values():
             self._engine.unlisten(listener)
 
     def _stop(self) -> None:

@@ -26,13 +26,14 @@ from gateway.control.listening import Bound
 from gateway.control.report import Report
 from gateway.control.shared import Counters, SharedMemory, Slots
 from gateway.control.spawning import IGNORED
+from gateway.control.swapping import PoolMaker, Swapping
 from gateway.control.worker import Worker
 from gateway.errors import EngineRefused
 from gateway.governor import Governor
 from gateway.limits import Limits
 from gateway.protocol.desk import Desk
 from gateway.routing import RouteTable
-from gateway.table import Table
+from gateway.table import Table, Upstream
 from gateway.upstreams import News, Pool
 
 EXIT_BUG = 70                 # EX_SOFTWARE of sysexits.h
@@ -92,23 +93,27 @@ def _serve(
         address = channel.unpack_address(said["address"])
         bound[index] = Bound(listener, sockets.pop(index), address)
     counters = Counters(memory, begin["worker"], Slots.from_json(begin["slots"]))
+    chance = random.Random()  # noqa: S311 - balances load, keeps no secret
+    news: list[News] = []
+
+    def make_pool(upstream: Upstream) -> Pool:
+        return Pool(upstream, chance, news, counters)
+
     desk = desk_of(table, channel.unpack_endpoints(table, begin["endpoints"]),
-                   begin["max_sessions"], counters)
+                   begin["max_sessions"], counters, make_pool, news)
     worker = Worker(
         engine, desk, report, bound, lines, number=begin["worker"], counters=counters
     )
+    worker.orders.know(Swapping(worker, desk, report, lane, counters, make_pool).orders)
     worker.run(behind)
 
 
 def desk_of(
-    table: Table, endpoints: channel.Endpoints, max_sessions: int, counters: Counters
+    table: Table, endpoints: channel.Endpoints, max_sessions: int, counters: Counters,
+    make_pool: PoolMaker, news: list[News],
 ) -> Desk:
     """What the sessions of one worker share; by `counters` also with those of others."""
-    chance = random.Random()  # noqa: S311 - balances load, keeps no secret
-    news: list[News] = []
-    pools = {
-        name: Pool(upstream, chance, news, counters) for name, upstream in table.upstreams.items()
-    }
+    pools = {name: make_pool(upstream) for name, upstream in table.upstreams.items()}
     for name, found in endpoints.items():
         pools[name].set_endpoints(found)
     page = importlib.resources.files("gateway.protocol").joinpath("page.html").read_bytes()

@@ -55,7 +55,7 @@ BUSY = {
     "handshakes": off(rates),
     "write_timeout": off(durations), "close_timeout": durations,
     "heartbeat": off(durations), "session_timeout": off(durations),
-    "drain_code": codes, "drain_reason": texts,
+    "drain_code": codes, "drain_reason": texts, "reload_drain": off(durations),
 }
 WS = {
     "send_host": st.sampled_from(["a.example:1", "b"]),
@@ -82,6 +82,7 @@ UPSTREAMS = """
 endpoints = ["ws://h:1/p", { url = "ws://i:2/p", weight = 3 }, "ws+unix:run/c.sock:/p"]
 balance = "hash"
 hash_on = "cookie:Sid"
+resolve = "5s"
 [upstream.bytes]
 endpoints = ["tcp://h:1", { url = "tcp+unix:d.sock", weight = 0 }]
 source_addresses = ["10.0.0.7", "fd00:0::7"]
@@ -116,6 +117,8 @@ def documents(draw: st.DrawFn) -> str:
         "engine": st.sampled_from(["auto", "io_uring", "uvloop"]),
         "workers": st.just("auto") | st.integers(1, 256), "pin": st.booleans(),
         "drain": st.just("0s") | durations, "drain_delay": st.just("0s") | durations,
+        "admin": st.sampled_from(["", "127.0.0.1:9180", "[::1]:0"]),
+        "control": st.sampled_from(["off", "/run/c.sock", "run/c.sock"]),
         "log": st.sampled_from(["text", "json"]), "log_query": st.booleans(),
         "max_sessions": st.integers(1, 10**6),
         "trusted_proxies": st.lists(st.sampled_from(["10.0.0.0/8", "::1", "fd00::/8"]),

@@ -51,6 +51,7 @@ in force:
   heartbeat_timeout = "20s"
   drain_code = 1001
   drain_reason = "gateway is going away"
+  reload_drain = "off"
 
 other routes:
   "chat-lobby" (services.toml, [[route]] 2): the path does not match: it wants /rooms/lobby/*

@@ -89,11 +89,32 @@ def test_a_name_that_fails_is_told_with_who_wanted_it() -> None:
         lookup=lookup,
     )
     assert result.failures == [
-        Failure("gone.test", "Name or service not known", ("a", "b")),
-        Failure("odd..name", "label empty or too long", ("b",)),
-        Failure("empty.test", "it has no address", ("b",)),
+        Failure("gone.test", "Name or service not known", ("a", "b"), ("b",)),
+        Failure("odd..name", "label empty or too long", ("b",), ("b",)),
+        Failure("empty.test", "it has no address", ("b",), ("b",)),
     ]
     assert result.endpoints == {"a": [(good, Address(host="127.0.0.1", port=80))], "b": []}
+
+
+def test_a_name_that_fails_keeps_its_last_addresses() -> None:
+    """Of the entry with the same name and port alone, with the weight that it has now."""
+
+    def lookup(_: str) -> list[str]:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    was = resolve(
+        [upstream("a", host("one.test", 1), host("one.test", 2)), upstream("b", host("one.test"))],
+        lookup=lambda _: ["10.0.0.1"],
+    )
+    now = host("one.test", 1, weight=5)
+    result = resolve(
+        [upstream("a", now, host("two.test", 1)), upstream("c", now)],
+        lookup=lookup, last=was.endpoints,
+    )
+    assert result.endpoints == {"a": [(now, Address(host="10.0.0.1", port=1))], "c": []}
+    assert [(one.name, one.without) for one in result.failures] == [
+        ("one.test", ("c",)), ("two.test", ()),
+    ]
 
 
 def test_a_name_that_hangs_costs_the_limit_and_no_more() -> None:

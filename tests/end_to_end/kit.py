@@ -94,9 +94,10 @@ def bound_addresses(line: str) -> list[Bound]:
 class Gateway:
     """A running gateway. `bound` are its addresses in the order of the table's listeners."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         assert process.stdout and process.stderr
         self.process = process
+        self.folder = folder
         self.out = _Lines(process.stdout)
         self.err = _Lines(process.stderr)
         self.bound: list[Bound] = []
@@ -159,6 +160,27 @@ class Gateway:
         assert self.out.wait(there, PATIENCE), f"no record has {wanted}:\n{self.out.lines[-5:]}"
         return matching[-1]
 
+    # --- What it is asked ---
+
+    def command(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command that speaks to its control socket."""
+        return run(name, "--control", str(self.folder / "control.sock"), *arguments)
+
+    def ask(self, name: str, *arguments: str) -> dict[str, Any]:
+        """The same, with the answer that it printed as JSON."""
+        done = self.command(name, "--json", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        answer = json.loads(done.stdout)
+        assert isinstance(answer, dict)
+        return answer
+
+    def said(self, text: str, count: int = 1) -> None:
+        """Wait until so many of its messages have this text."""
+        there = self.err.wait(
+            lambda: sum(text in line for line in self.err.lines) >= count, PATIENCE
+        )
+        assert there, f"{text!r} was not said {count} times:\n{self.messages}"
+
     # --- What it takes ---
 
     @property
@@ -219,16 +241,17 @@ def memory_of(pid: int) -> int:
 
 @contextlib.contextmanager
 def launch(
-    table: str, folder: Path, *, engine: str = "uvloop", files: int = 0
+    table: str, folder: Path, *, engine: str = "uvloop", files: int = 0, write: bool = True
 ) -> Iterator[Gateway]:
     """A gateway on this table, in which `{engine}` stands for the engine's name.
 
     The table's file and the working directory are in `folder`. `files` limits the number of
-    open files.
+    open files. Without `write` the file is there already.
     """
     text = table.replace("{engine}", engine)
     path = folder / "routes.toml"
-    path.write_text(text)
+    if write:
+        path.write_text(text)
     limit = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"] if files else []
     process = subprocess.Popen(
         [*limit, *COMMAND, "--routes", str(path)],
@@ -237,8 +260,9 @@ def launch(
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
+        env=os.environ | {"RUNTIME_DIRECTORY": str(folder)},  # for the control socket
     )
-    gateway = Gateway(process)
+    gateway = Gateway(process, folder)
     RUNNING.append(gateway)
     try:
         gateway.wait_started(_listeners(text))

@@ -73,7 +73,9 @@ LAW = (
         "control",
         files=("__main__", "control"),
         layers=("words", "policy", "protocol", "engine", "control"),
-        packages=frozenset({"click", "tomli", "uvloop"}),
+        packages=frozenset({
+            "click", "prometheus_client", "starlette", "tomli", "uvicorn", "uvloop", "watchfiles",
+        }),
         never=frozenset({"logging"}),  # report.py is the one writer
     ),
 )

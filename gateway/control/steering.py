@@ -1,0 +1,265 @@
+"""What can be asked of a gateway that runs: it answers the control socket and the admin address,
+and has the supervisor reload.
+
+Laws of this file:
+
+- It decides nothing itself: what is asked is done by who can, and put into the words of
+  docs/control.md here.
+- What the table does not ask for is not imported: the admin address brings three libraries.
+- Everything that it began it ends in `close`.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+
+from gateway import __version__
+from gateway.control import plan
+from gateway.control.config_values import close_code, close_reason
+from gateway.control.control_socket import ControlSocket
+from gateway.control.control_words import Message
+from gateway.control.handle import WorkerGone, WorkerHandle, WorkerState
+from gateway.control.listening import Bound
+from gateway.control.names import Names
+from gateway.control.plan import Plan
+from gateway.control.reloading import Reloader
+from gateway.control.report import Value
+from gateway.control.resolver import Failure
+from gateway.control.supervisor import Supervisor
+from gateway.errors import GatewayError, TableError
+
+
+class Steering:
+    """The supervisor's attendant. `control` and `admin` are listening sockets, where there are."""
+
+    def __init__(
+        self, supervisor: Supervisor, path: Path, seen: bytes, failures: list[Failure],
+        control: Bound | None, admin: Bound | None,
+    ) -> None:
+        """`seen` is the digest of the table's files, `failures` the names without an address."""
+        self._supervisor = supervisor
+        self._path = path
+        self._seen = seen
+        self._failures = failures
+        self._bound = {"control": control, "admin": admin}
+        self._began = time.monotonic()
+        self._reloader: Reloader
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._at_end = contextlib.AsyncExitStack()
+        self._ended = asyncio.Event()
+        self.addresses: dict[str, Value] = {
+            name: str(bound.address) for name, bound in self._bound.items() if bound is not None
+        }
+
+    # --- For the supervisor -----------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take orders from here on, also while the workers are not there yet."""
+        supervisor = self._supervisor
+        self._reloader = Reloader(self._path, supervisor, self._seen)
+        control, admin = self._bound["control"], self._bound["admin"]
+        if admin is not None:
+            from gateway.control.admin import Admin  # noqa: PLC0415 - see the module's docstring
+
+            served = Admin(
+                admin.socket, lambda: supervisor.ready, self._exposition, supervisor.report
+            )
+            served.start()
+            self._at_end.push_async_callback(served.close)
+        if control is not None:
+            commands = ControlSocket(control, self, supervisor.report)
+            await commands.start()
+            self._at_end.push_async_callback(commands.close)
+
+    def serving(self) -> None:
+        """All workers serve: what may change is looked at from here on."""
+        from gateway.control.watching import Watch  # noqa: PLC0415 - after the start, which is quick
+
+        names = Names(self._reloader, self._supervisor)
+        names.failed(self._failures)
+        self._begin(names.run())
+        watch = Watch(self._path, self._seen, self._changed, self._unwatched)
+        watch.start()
+        self._at_end.callback(watch.stop)
+
+    def behind(self, worker: WorkerHandle) -> None:
+        """A worker serves on terms that hold no longer."""
+        self._begin(self._reloader.catch_up(worker))
+
+    def hangup(self) -> None:
+        """SIGHUP came."""
+        self._begin(self._reload_quietly("SIGHUP"))
+
+    async def close(self) -> None:
+        """All workers have ended: tell those who wait for it, and end."""
+        self._ended.set()
+        for task in self._tasks:
+            task.cancel()
+        await self._at_end.aclose()
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _changed(self) -> None:
+        self._begin(self._reloader.reload_changed("its files have changed"))
+
+    def _unwatched(self, why: str) -> None:
+        self._supervisor.say(
+            self._supervisor.report.warning,
+            "the table's files are not watched; reload by SIGHUP or `gateway reload`", error=why,
+        )
+
+    async def _reload_quietly(self, cause: str) -> None:
+        with contextlib.suppress(GatewayError):      # said and counted already
+            await self._reloader.reload(cause)
+
+    # --- For the control socket -------------------------------------------------------------
+
+    def status(self) -> Message:
+        """See control_socket.Steered."""
+        supervisor, outcome = self._supervisor, self._reloader.outcome
+        counts = supervisor.board.routes()
+        return {
+            "is": "status",
+            "version": __version__,
+            "engine": supervisor.setting.choice.engine,
+            "pid": os.getpid(),
+            "ready": supervisor.ready,
+            "draining": supervisor.leaving,
+            "uptime": round(time.monotonic() - self._began, 3),
+            "table": str(self._path.absolute()),
+            "listening": [str(each.address) for each in supervisor.terms.bound.values()],
+            "reloads": {
+                "done": outcome.done, "failed": outcome.failed, "error": outcome.error,
+            },
+            "workers": [self._worker(worker) for worker in supervisor.workers],
+            "routes": [
+                {"name": name, "sessions": one.open, "total": one.begun}
+                for name, one in counts.items()
+            ],
+        }
+
+    def _worker(self, worker: WorkerHandle) -> Message:
+        cells = self._supervisor.board.of_worker(worker.index)
+        return {
+            "worker": worker.index,
+            "pid": worker.pid,
+            "state": worker.state.value,
+            "connections": cells["connections"],
+            "sessions": cells["sessions"],
+            "lag_ms": cells["lag_us"] / 1000,
+            "restarts": self._supervisor.restarts.get(worker.index, 0),
+        }
+
+    async def sessions(self, route: str, limit: int) -> Message:
+        """See control_socket.Steered."""
+        if route and route not in self._supervisor.board.routes():
+            return _error(f"no route has the name {route}")
+        answers, silent = await self._ask_all(
+            {"do": "sessions", "route": route, "limit": limit}
+        )
+        found = [
+            row | {"worker": index} for index, answer in answers for row in answer["sessions"]
+        ]
+        found.sort(key=lambda row: -row["age"])
+        total = sum(answer["total"] for _, answer in answers)
+        return {"is": "sessions", "total": total, "silent": silent, "sessions": found[:limit]}
+
+    async def close_session(self, session: str, code: int, reason: str) -> Message:
+        """See control_socket.Steered."""
+        try:
+            close_code(code, "code")
+            close_reason(reason, "reason")
+        except TableError as error:
+            return _error(str(error))
+        answers, silent = await self._ask_all(
+            {"do": "close", "session": session, "code": code, "reason": reason}
+        )
+        if any(answer["found"] for _, answer in answers):
+            return {"is": "closed", "session": session}
+        if silent:
+            return _error(f"no session has the id {session}, but not all workers answer: {silent}")
+        return _error(f"no session has the id {session}")
+
+    async def _ask_all(self, message: Message) -> tuple[list[tuple[int, Message]], list[int]]:
+        """The answers by the workers' numbers, and who did not answer."""
+        answers: list[tuple[int, Message]] = []
+        silent: list[int] = []
+
+        async def ask(worker: WorkerHandle) -> None:
+            try:
+                answers.append((worker.index, await worker.ask(message)))
+            except WorkerGone:
+                pass                     # and its sessions with it
+            except TimeoutError:
+                silent.append(worker.index)
+
+        able = (WorkerState.SERVING, WorkerState.DRAINING)
+        await asyncio.gather(*(
+            ask(worker) for worker in self._supervisor.workers if worker.state in able
+        ))
+        return answers, silent
+
+    async def reload(self) -> Message:
+        """See control_socket.Steered."""
+        try:
+            sessions = self._sessions()
+            done, warnings = await self._reloader.reload("gateway reload")
+        except GatewayError as error:
+            return _error(str(error))
+        return self._plan("reloaded", done, warnings, sessions)
+
+    async def plan(self) -> Message:
+        """See control_socket.Steered."""
+        try:
+            found, warnings = await self._reloader.plan()
+        except GatewayError as error:
+            return _error(str(error))
+        return self._plan("plan", found, warnings, self._sessions())
+
+    def _sessions(self) -> dict[str, int]:
+        """Live sessions by route."""
+        return {name: one.open for name, one in self._supervisor.board.routes().items()}
+
+    def _plan(
+        self, word: str, found: Plan, warnings: list[str], sessions: dict[str, int]
+    ) -> Message:
+        data = plan.as_data(found, sessions, sum(sessions.values()))
+        return {"is": word, **data, "warnings": warnings}
+
+    def drain(self) -> Message:
+        """See control_socket.Steered."""
+        self._supervisor.drain("gateway drain")
+        return {"is": "draining", "sessions": sum(self._sessions().values())}
+
+    async def ended(self) -> Message:
+        """See control_socket.Steered."""
+        await self._ended.wait()
+        return {"is": "ended", "cut": self._supervisor.totals.cut}
+
+    # --- For the admin address --------------------------------------------------------------
+
+    def _exposition(self, accept: str) -> tuple[bytes, str]:
+        """The metrics."""
+        from gateway.control.metrics import Facts, exposition  # noqa: PLC0415 - as above
+
+        supervisor, outcome = self._supervisor, self._reloader.outcome
+        facts = Facts(
+            version=__version__,
+            engine=supervisor.setting.choice.engine,
+            ready=supervisor.ready,
+            workers={worker.index: worker.state.value for worker in supervisor.workers},
+            restarts=sum(supervisor.restarts.values()),
+            reloads={"done": outcome.done, "failed": outcome.failed},
+            reloaded=outcome.at,
+        )
+        return exposition(facts, supervisor.board, accept)
+
+
+def _error(text: str) -> Message:
+    return {"is": "error", "error": text}
