@@ -17,7 +17,7 @@ FAST := tests/house tests/words tests/policy tests/protocol tests/control \
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-debug test-asan autobahn fuzz simulation bench bench-prepare check lint types format lock wheel clean ready ready-to-test
+.PHONY: help demo test test-fast test-debug test-asan autobahn fuzz simulation reloads bench bench-prepare check lint types format lock wheel clean ready ready-to-test
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z -]*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
@@ -50,6 +50,9 @@ fuzz: ready-to-test        ## coverage-guided fuzzing: make fuzz SECONDS=3600
 
 simulation: ready-to-test  ## fresh seeded lives with faults: make simulation LIVES=100000
 	$(PY) -m tests.simulation --lives $(LIVES) $(ARGS)
+
+reloads: ready-to-test     ## a minute of reloads under load, on both engines
+	RELOAD_SECONDS=60 $(PY) -m pytest -s -k reloads_under_load tests/end_to_end/test_reload.py $(ARGS)
 
 bench: ready-to-test       ## measure beside other proxies: make bench ARGS=--quick
 	$(PY) -m tests.bench $(ARGS)

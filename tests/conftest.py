@@ -9,7 +9,7 @@ import ctypes
 import errno
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import cache
 
 import pytest
@@ -35,6 +35,14 @@ settings.load_profile("gateway")
 MISSING = [part for part in PARTS if part.why_missing()]
 # Its conftest imports all engines: no hook of this file could skip it.
 collect_ignore = ["engine"] if MISSING and not IN_CI else []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No gateway of a test has its control socket where one of this machine would have it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNTIME_DIRECTORY", str(tmp_path_factory.mktemp("run")))
+        yield
 
 
 def pytest_report_header() -> list[str]:

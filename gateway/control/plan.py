@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from gateway.table import GatewaySettings, Listener, Route, Table
 
-FIXED = ("engine", "admin", "control")   # keys of [gateway] that a running program keeps
+FIXED = ("engine", "ring", "admin", "control")   # keys of [gateway] that a running program keeps
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")

@@ -51,7 +51,8 @@ class Steering:
         self._at_end = contextlib.AsyncExitStack()
         self._ended = asyncio.Event()
         self.addresses: dict[str, Value] = {
-            name: str(bound.address) for name, bound in self._bound.items() if bound is not None
+            name: bound.address.path or str(bound.address)
+            for name, bound in self._bound.items() if bound is not None
         }
 
     # --- For the supervisor -----------------------------------------------------------------

@@ -112,7 +112,7 @@ def _child(
 def _gateway(engine: str, echo: int, fuzzer: int, folder: Path) -> Iterator[int]:
     table = folder / "routes.toml"
     table.write_text(
-        f'[gateway]\nlisten = ["127.0.0.1:0"]\nengine = "{engine}"\n\n'
+        f'[gateway]\nlisten = ["127.0.0.1:0"]\ncontrol = "off"\nengine = "{engine}"\n\n'
         f'[[route]]\nname = "echo"\npath = "/echo"\nupstream = "ws://127.0.0.1:{echo}"\n\n'
         f'[[route]]\nname = "fuzz"\npath = "/fuzz/*"\nupstream = "ws://127.0.0.1:{fuzzer}"\n',
         encoding="utf-8",

@@ -27,9 +27,7 @@ FACTS = Facts(
 @pytest.fixture
 def memory() -> Iterator[SharedMemory]:
     """Memory of its own."""
-    fd = SharedMemory.create()
-    one = SharedMemory(fd)
-    os.close(fd)
+    one = SharedMemory(SharedMemory.create())
     yield one
     one.close()
 

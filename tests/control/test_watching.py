@@ -8,7 +8,8 @@ import pytest
 import uvloop
 
 from gateway.control import watching
-from gateway.control.watching import Watch, digest, watched_folders
+from gateway.control.config import digest
+from gateway.control.watching import Watch, watched_folders
 
 LONG = 20.0                   # seconds that a change may take to be seen on a busy machine
 

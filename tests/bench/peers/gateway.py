@@ -16,6 +16,7 @@ from .base import FRAMES, RAW, ROOT, Proxy, write
 ISOLATED = Path(__file__).resolve().parents[1] / "isolated"
 TABLE = """\
 [gateway]
+control = "off"
 listen = ["127.0.0.1:@LISTEN@"]
 engine = "@ENGINE@"
 ring   = "@RING@"
