@@ -91,8 +91,10 @@ class Swapping:
             return {"is": "refused", "error": error.strerror or str(error)}
         table = channel.unpack_table(message["table"])
         listeners = listeners_of(table, message)
-        missing = [number for number in listeners
-                   if number not in self._host.listening and number not in sockets]
+        wanted = set(listeners) - set(self._host.listening)
+        _close({number: each for number, each in sockets.items() if number not in wanted})
+        sockets = {number: each for number, each in sockets.items() if number in wanted}
+        missing = sorted(wanted - set(sockets))
         if missing:
             _close(sockets)
             return {"is": "refused", "error": f"listening sockets have not come: {missing}"}
