@@ -13,7 +13,10 @@ PY := .venv/bin/python
 FAST := tests/house tests/words tests/policy tests/protocol tests/control \
 	--ignore=tests/house/test_package.py --ignore=tests/house/test_wheel.py \
 	--ignore=tests/control/test_cli.py \
-	--ignore=tests/control/test_doctor.py --ignore=tests/control/test_listening.py
+	--ignore=tests/control/test_doctor.py --ignore=tests/control/test_listening.py \
+	--ignore=tests/control/test_admin.py --ignore=tests/control/test_control_socket.py \
+	--ignore=tests/control/test_reloading.py --ignore=tests/control/test_swapping.py \
+	--ignore=tests/control/test_watching.py
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
