@@ -15,7 +15,7 @@ Laws of this file:
 import asyncio
 import contextlib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,8 @@ from gateway.control.report import Report
 from gateway.errors import ListenError
 from gateway.events import Address
 from gateway.table import GatewaySettings, Listener
+
+Listen = Callable[[Listener], Bound]     # gives a listening socket, or raises ListenError
 
 CONNECTIONS_MAX = 32
 FOLDER_MODE = 0o700
@@ -64,7 +66,9 @@ class Steered(Protocol):
         """Wait until every worker has ended."""
 
 
-def bind(settings: GatewaySettings, environment: Mapping[str, str]) -> tuple[Bound | None, str]:
+def bind(
+    settings: GatewaySettings, environment: Mapping[str, str], listen: Listen = listening.bind
+) -> tuple[Bound | None, str]:
     """The socket to listen on, and a warning where the usual place cannot be had.
 
     Raises `ListenError` for a place that the table names.
@@ -72,12 +76,12 @@ def bind(settings: GatewaySettings, environment: Mapping[str, str]) -> tuple[Bou
     if settings.control is None:
         return None, ""
     if settings.control:
-        return _bind_at(Path(settings.control)), ""
+        return listen(_at(Path(settings.control))), ""
     place = usual_places(environment)[0]
     try:
         # The folder of the machine, or of a user's gateway, need not be there yet.
         place.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
-        return _bind_at(place), ""
+        return listen(_at(place)), ""
     except ListenError as error:
         why = str(error)
     except OSError as error:
@@ -88,8 +92,8 @@ def bind(settings: GatewaySettings, environment: Mapping[str, str]) -> tuple[Bou
     )
 
 
-def _bind_at(place: Path) -> Bound:
-    return listening.bind(Listener(address=Address(path=str(place)), mode=0o600, backlog=64))
+def _at(place: Path) -> Listener:
+    return Listener(address=Address(path=str(place)), mode=0o600, backlog=64)
 
 
 class ControlSocket:

@@ -16,7 +16,6 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,18 +49,6 @@ class Bound:
         self.remove_file()
 
 
-def bind_all(listeners: Iterable[Listener]) -> list[Bound]:
-    """Bind all of them, or none: raises `ListenError` for the first that cannot be bound."""
-    bound: list[Bound] = []
-    with contextlib.ExitStack() as undo:
-        for listener in listeners:
-            each = bind(listener)
-            undo.callback(each.abandon)
-            bound.append(each)
-        undo.pop_all()
-    return bound
-
-
 def bind(listener: Listener) -> Bound:
     """A listening, non-blocking socket for this listener. Raises `ListenError`."""
     return _bind_unix(listener) if listener.address.is_unix else _bind_tcp(listener)
@@ -74,6 +61,14 @@ def adjust(bound: Bound) -> None:
         bound.socket.listen(bound.listener.backlog)
         if bound.file is not None and _identity(bound.address.path) == bound.file:
             Path(bound.address.path).chmod(bound.listener.mode)
+
+
+def address_of_socket(bound: socket.socket) -> Address:
+    """Where a socket is bound."""
+    name = bound.getsockname()
+    if bound.family == socket.AF_UNIX:
+        return Address(path=name if isinstance(name, str) else os.fsdecode(name))
+    return Address(host=name[0], port=name[1])
 
 
 # --- TCP --------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from gateway.control.listening import Bound
 from gateway.control.plan import Plan
 from gateway.control.report import Report
 from gateway.control.resolver import Failure, Found, resolve
+from gateway.control.systemd import Notifier
 from gateway.control.terms import Terms
 from gateway.errors import GatewayError, ListenError
 from gateway.events import Address
@@ -60,6 +61,7 @@ class Workers(Protocol):
 
     terms: Terms
     report: Report
+    notifier: Notifier
 
     @property
     def live(self) -> list[WorkerHandle]:
@@ -134,6 +136,7 @@ class Reloader:
 
     async def _reload_now(self, cause: str) -> tuple[Plan, list[str]]:
         report, outcome = self._workers.report, self.outcome
+        self._workers.notifier.reloading()
         try:
             found, warnings = await self._take_table()
         except GatewayError as error:
@@ -144,6 +147,8 @@ class Reloader:
             )
             report.flush()
             raise
+        finally:
+            self._workers.notifier.ready("serving")
         outcome.done += 1
         outcome.error = ""
         outcome.at = time.time()

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -18,13 +19,13 @@ import uvloop
 from gateway.control import config, control_socket
 from gateway.control.choice import choose
 from gateway.control.cpus import workers_auto
-from gateway.control.listening import bind, bind_all
 from gateway.control.reloading import sentence_of
 from gateway.control.report import Report
 from gateway.control.resolver import resolve
 from gateway.control.shared import Board, SharedMemory
+from gateway.control.sockets import LISTENER, Sockets
 from gateway.control.spawning import Spawned, spawn
-from gateway.control.steering import Steering
+from gateway.control.steering import ADMIN, CONTROL, Steering
 from gateway.control.supervisor import Setting, Supervisor
 from gateway.control.terms import Terms
 from gateway.errors import StartFailed
@@ -41,9 +42,9 @@ def serve(path: Path) -> int:
 
     Raises `TableErrors`, `EngineRefused`, `ListenError` or `StartFailed` before anything is served.
     """
-    # Until the supervisor hears it, too: other servers read their configuration again at it, and
-    # nobody who sends it for that means to end us.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Until the supervisor hears them, too: nobody who sends them means to end us.
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     seen = config.digest(path)
     table, warnings = config.check(path)
     descriptors = raise_descriptor_limit()     # before an engine, which goes by it
@@ -54,18 +55,17 @@ def serve(path: Path) -> int:
         memory = SharedMemory(SharedMemory.create())
         at_end.callback(memory.close)
         count = table.gateway.workers or workers_auto()
-        control, no_control = control_socket.bind(table.gateway, os.environ)
-        if control is not None:
-            at_end.callback(control.abandon)
-        spawned = at_end.enter_context(_processes(count, memory.fd))
-        bound = bind_all(table.listeners)
-        for each in bound:
-            at_end.callback(each.abandon)
-        admin = None if table.gateway.admin is None else bind(
-            Listener(address=table.gateway.admin, backlog=128)
+        sockets = Sockets(os.environ)
+        at_end.callback(sockets.close)
+        control, no_control = control_socket.bind(
+            table.gateway, os.environ, partial(sockets.listen, CONTROL)
         )
-        if admin is not None:
-            at_end.callback(admin.abandon)
+        spawned = at_end.enter_context(_processes(count, memory.fd))
+        bound = [sockets.listen(LISTENER, listener) for listener in table.listeners]
+        admin = None if table.gateway.admin is None else sockets.listen(
+            ADMIN, Listener(address=table.gateway.admin, backlog=128)
+        )
+        sockets.check()
         for warning in (*warnings, *filter(None, [no_control])):
             report.warning(warning)
         _warn_of_descriptors(table.gateway.max_sessions, descriptors, report)
@@ -74,7 +74,8 @@ def serve(path: Path) -> int:
             report.warning(sentence_of(failure))
         terms = Terms(table, dict(enumerate(bound)), resolution.endpoints)
         setting = Setting(choice, default_max_sessions(descriptors))
-        supervisor = Supervisor(terms, setting, Board(memory), report)
+        supervisor = Supervisor(terms, setting, Board(memory), sockets, report)
+        at_end.callback(lambda: sockets.close(supervisor.terms.bound.values()))
         supervisor.attendant = Steering(
             supervisor, path, seen, resolution.failures, control, admin
         )

@@ -51,7 +51,7 @@ def spawn(memory: int) -> Spawned:
             [sys.executable, "-P", "-m", MODULE, *map(str, theirs)],
             stdin=subprocess.DEVNULL,
             pass_fds=theirs,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(_path())},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(_path()), "NOTIFY_SOCKET": ""},
         )
     except OSError:
         lines[0].close()

@@ -28,8 +28,11 @@ from gateway.control.plan import Plan
 from gateway.control.reloading import Reloader
 from gateway.control.report import Value
 from gateway.control.resolver import Failure
+from gateway.control.sockets import Handed
 from gateway.control.supervisor import Supervisor
 from gateway.errors import GatewayError, TableError
+
+CONTROL, ADMIN = "control", "admin"      # roles of sockets
 
 
 class Steering:
@@ -44,7 +47,7 @@ class Steering:
         self._path = path
         self._seen = seen
         self._failures = failures
-        self._bound = {"control": control, "admin": admin}
+        self._bound = {CONTROL: control, ADMIN: admin}
         self._began = time.monotonic()
         self._reloader: Reloader
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,7 +64,7 @@ class Steering:
         """Take orders from here on, also while the workers are not there yet."""
         supervisor = self._supervisor
         self._reloader = Reloader(self._path, supervisor, self._seen)
-        control, admin = self._bound["control"], self._bound["admin"]
+        control, admin = self._bound[CONTROL], self._bound[ADMIN]
         if admin is not None:
             from gateway.control.admin import Admin  # noqa: PLC0415 - see the module's docstring
 
@@ -74,6 +77,14 @@ class Steering:
             commands = ControlSocket(control, self, supervisor.report)
             await commands.start()
             self._at_end.push_async_callback(commands.close)
+
+    @property
+    def handed(self) -> list[Handed]:
+        """What a successor gets of us."""
+        return [
+            Handed(role, bound.listener.address, bound)
+            for role, bound in self._bound.items() if bound is not None
+        ]
 
     def serving(self) -> None:
         """All workers serve: what may change is looked at from here on."""

@@ -27,9 +27,12 @@ from gateway.control.channel import Message
 from gateway.control.choice import Choice
 from gateway.control.handle import WorkerHandle, WorkerState
 from gateway.control.parts import relays
+from gateway.control.replacing import ReplaceFailed, Replacement
 from gateway.control.report import Report, Value
 from gateway.control.shared import Board
+from gateway.control.sockets import LISTENER, Handed, Sockets
 from gateway.control.spawning import Spawned, spawn
+from gateway.control.systemd import Notifier
 from gateway.control.terms import Terms
 from gateway.control.vigil import LOOK, Vigil
 from gateway.errors import EngineRefused, GatewayError, StartFailed
@@ -80,6 +83,10 @@ class Attendant(Protocol):
 
     addresses: dict[str, Value]
 
+    @property
+    def handed(self) -> list[Handed]:
+        """Its own listening sockets, for a successor."""
+
     async def start(self) -> None:
         """The loop runs; workers are about to come."""
 
@@ -99,16 +106,22 @@ class Attendant(Protocol):
 class Supervisor:
     """See the module's docstring. `run` is its life, in the main thread.
 
-    `terms` are what the workers obey first; on the `board` they count. Give it an `attendant`
+    `terms` are what the workers obey first; on the `board` they count; `sockets` is whose their
+    files are. Give it an `attendant`
     before it runs.
     """
 
     attendant: Attendant
 
-    def __init__(self, terms: Terms, setting: Setting, board: Board, report: Report) -> None:
+    def __init__(
+        self, terms: Terms, setting: Setting, board: Board, sockets: Sockets, report: Report
+    ) -> None:
         self.terms = terms
         self.setting = setting
         self.board = board
+        self.sockets = sockets
+        self.notifier = Notifier(os.environ)
+        self._replacement: Replacement | None = None  # on its way
         self.report = report
         self.workers: list[WorkerHandle] = []    # those whose process has not ended
         self.phase = Phase.STARTING
@@ -161,6 +174,7 @@ class Supervisor:
             signal.SIGTERM: self._on_terminate,
             signal.SIGINT: self._on_interrupt,
             signal.SIGHUP: self._on_hangup,
+            signal.SIGUSR2: self._on_replace,
         }
         for number, handler in handlers.items():
             self._loop.add_signal_handler(number, handler)
@@ -267,10 +281,19 @@ class Supervisor:
                 self.phase = Phase.SERVING
                 self._say_start()
                 self.attendant.serving()
+                if not self.sockets.has_predecessor:
+                    self.notifier.ready("serving")
+                self.sockets.serving()
+                if self.notifier.interval:
+                    self._tell_alive()
         elif message["is"] == "serving":
             self.say(self.report.info, "a worker serves", worker=worker.index)
             if worker.version != self.terms.version:
                 self.attendant.behind(worker)
+
+    def _tell_alive(self) -> None:
+        self.notifier.alive()
+        self._later(self.notifier.interval, self._tell_alive)
 
     def _look(self) -> None:
         """End workers that do not turn any more: their sessions are lost already."""
@@ -362,6 +385,42 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    # --- A successor ------------------------------------------------------------------------
+
+    def _on_replace(self) -> None:
+        if self.phase is not Phase.SERVING or self._replacement is not None:
+            self.say(self.report.warning, "SIGUSR2 is ignored: the gateway "
+                     f"{'is being replaced' if self._replacement else 'is ' + self.phase.value}")
+            return
+        self._replacement = Replacement()
+        task = self._loop.create_task(self._be_replaced(self._replacement))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _be_replaced(self, replacement: Replacement) -> None:
+        """Start the program anew; drain when that one serves, and serve on if it does not."""
+        ours = [
+            Handed(LISTENER, each.listener.address, each) for each in self.terms.bound.values()
+        ]
+        try:
+            pid = replacement.start([*ours, *self.attendant.handed])
+            self.say(self.report.info, "a new program is started, to replace this one", child=pid)
+            await replacement.serving()
+        except ReplaceFailed as error:
+            self._replacement = None
+            if self.phase is Phase.SERVING:
+                self.say(self.report.error, "the program is not replaced, and serves on",
+                         error=str(error))
+            return
+        if self.phase is not Phase.SERVING:
+            return                               # an end came between: for the new one, too
+        self.sockets.given_away = True
+        self.notifier.succeeded_by(pid)
+        self.say(self.report.info, "the new program serves; this one drains", child=pid)
+        self.phase = Phase.LEAVING
+        await self.attendant.close()
+        self._drain("replaced")
+
     # --- The end ----------------------------------------------------------------------------
 
     def _on_terminate(self) -> None:
@@ -398,6 +457,7 @@ class Supervisor:
         if self.phase is not Phase.SERVING:
             return
         self.phase = Phase.LEAVING
+        self.notifier.stopping("not ready")
         delay = self.terms.table.gateway.drain_delay
         if not delay:
             self._drain(cause)
@@ -410,7 +470,8 @@ class Supervisor:
         if self.phase is Phase.ENDING:
             return
         seconds = self.terms.table.gateway.drain
-        message: Message = {"do": "drain", "seconds": seconds, "cause": cause, "others": False}
+        others = self.sockets.given_away
+        message: Message = {"do": "drain", "seconds": seconds, "cause": cause, "others": others}
         self._end(message, seconds + GRACE)
 
     def cut(self, cause: str) -> None:
@@ -422,6 +483,9 @@ class Supervisor:
     def _end(self, message: Message, seconds: float) -> None:
         """Tell the workers, and see to it that they end."""
         self.phase = Phase.ENDING
+        self.notifier.stopping("draining" if message["do"] == "drain" else "ending")
+        if self._replacement is not None and not self.sockets.given_away:
+            self._replacement.cancel()
         self.broadcast(message)
         for each in self.terms.bound.values():
             each.socket.close()

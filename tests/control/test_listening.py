@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.control.listening import bind, bind_all
+from gateway.control.listening import bind
 from gateway.errors import ListenError
 from gateway.events import Address
 from gateway.table import Listener
@@ -88,19 +88,6 @@ def test_a_privileged_port_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -
         "cannot listen on 127.0.0.1:80: port 80 needs root or CAP_NET_BIND_SERVICE; "
     )
 
-
-def test_all_or_none(tmp_path: Path) -> None:
-    """When one fails the others are given back, with their files."""
-    first = bind(tcp())
-    path = tmp_path / "g.sock"
-    with pytest.raises(ListenError):
-        bind_all([unix(path), tcp(port=first.address.port)])
-    assert not path.exists()
-    first.abandon()
-    bound = bind_all([unix(path), tcp(port=first.address.port)])
-    assert [str(each.address) for each in bound] == [f"unix:{path}", str(first.address)]
-    for each in bound:
-        each.abandon()
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])

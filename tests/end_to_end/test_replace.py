@@ -1,0 +1,118 @@
+"""Another program in the place of the running one: nobody waits in vain, nobody is cut."""
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from end_to_end.kit import Gateway, Starter, head, open_ws, route
+from end_to_end.wire import PATIENCE, TEXT, Upstream, close_frame, frame, plain
+
+TABLE = head('drain = "20s"') + route("page", "builtin:page", path="/")
+
+
+@contextlib.contextmanager
+def successor(gateway: Gateway) -> Iterator[int]:
+    """Have it replaced; the new program's process, which is ended afterwards."""
+    count = len([line for line in gateway.err.lines if '"serving"' in line])
+    gateway.signal(signal.SIGUSR2)
+
+    def there() -> bool:
+        return any('"the new program serves' in line for line in gateway.err.lines)
+
+    assert gateway.err.wait(there, PATIENCE), gateway.messages
+    lines = [line for line in gateway.err.lines if '"serving"' in line]
+    assert len(lines) == count + 1
+    found = re.search(r'"pid":(\d+)', lines[-1])
+    assert found
+    pid = int(found[1])
+    try:
+        yield pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + PATIENCE
+        while Path(f"/proc/{pid}").exists() and not gateway.err.ended:
+            assert time.monotonic() < until, "the new program does not end"
+            gateway.err.wait(lambda: gateway.err.ended, 0.05)
+
+
+def ask(gateway: Gateway, listener: int = 0) -> None:
+    with gateway.connect(listener) as client:
+        client.send(plain("/"))
+        assert client.read_answer()[0].status == 200
+
+
+def test_a_new_program_goes_on_with_the_sockets(start: Starter, tmp_path: Path) -> None:
+    """On the port that the old one was given, and at the same file; the old one ends with 0."""
+    path = tmp_path / "g.sock"
+    gateway = start(TABLE + f'[[listener]]\naddress = "unix:{path}"\n')
+    with successor(gateway) as pid:
+        assert gateway.process.wait(PATIENCE) == 0
+        assert pid != gateway.process.pid
+        ask(gateway)
+        ask(gateway, 1)
+        assert path.exists(), "the old one leaves it to the new one"
+    assert not path.exists(), "the new one removes it"
+
+
+def test_sessions_of_the_old_one_are_told_and_end_well(
+    start: Starter, upstream: Upstream
+) -> None:
+    gateway = start(head('drain = "20s"') + route("ws", upstream.url("ws")))
+    client, service = open_ws(gateway, upstream)
+    with client, service, successor(gateway):
+        assert client.read_close().code == 1001
+        assert service.read_close().code == 1001
+        client.send(close_frame(1001))
+        service.send(close_frame(1001, masked=False))
+        client.finish()
+        client.expect_fin()
+        assert gateway.process.wait(PATIENCE) == 0
+        again, behind = open_ws(gateway, upstream)
+        with again, behind:
+            again.send(frame(TEXT, b"to the new one"))
+            assert behind.read_frame().payload == b"to the new one"
+
+
+def test_a_new_program_that_fails_changes_nothing(start: Starter, tmp_path: Path) -> None:
+    """Its table is broken by now; the old one says so and serves on."""
+    path = tmp_path / "g.sock"
+    gateway = start(TABLE + f'[[listener]]\naddress = "unix:{path}"\n')
+    table = next(tmp_path.glob("*/routes.toml"))
+    right = table.read_text()
+    table.write_text(right + "nonsense = 1\n")
+    gateway.signal(signal.SIGUSR2)
+
+    def refused() -> bool:
+        return "the program is not replaced, and serves on" in gateway.messages
+
+    assert gateway.err.wait(refused, PATIENCE), gateway.messages
+    assert "exit code 1" in gateway.messages
+    assert "nonsense" in gateway.messages
+    ask(gateway)
+    ask(gateway, 1)
+    table.write_text(right)
+    with successor(gateway):
+        assert gateway.process.wait(PATIENCE) == 0
+        ask(gateway)
+
+
+def test_sigterm_while_it_is_replaced_ends_both(start: Starter) -> None:
+    gateway = start(TABLE)
+    gateway.signal(signal.SIGUSR2)
+
+    def begun() -> bool:
+        return "a new program is started" in gateway.messages
+
+    assert gateway.err.wait(begun, PATIENCE), gateway.messages
+    gateway.signal(signal.SIGTERM)
+    assert gateway.process.wait(PATIENCE) == 0
+    assert gateway.err.wait(lambda: gateway.err.ended, PATIENCE), "the new one is still there"
+    with pytest.raises(ConnectionRefusedError):
+        gateway.connect()
