@@ -18,6 +18,7 @@ from gateway.control.names import Names
 from gateway.control.reloading import Reloader, ReloadFailed
 from gateway.control.report import Report
 from gateway.control.resolver import Failure, Resolution, resolve
+from gateway.control.systemd import Notifier
 from gateway.control.terms import Terms
 from gateway.errors import GatewayError, ListenError, TableErrors
 
@@ -71,6 +72,7 @@ class Rig:
         table = config.load(self.path)
         self.nowhere = os.open(os.devnull, os.O_WRONLY)
         self.report = Report(output=self.nowhere, errors=self.nowhere)
+        self.notifier = Notifier({})
         bound = dict(enumerate(bind_all(table.listeners)))
         self.terms = Terms(table, bound, resolve(table.upstreams.values()).endpoints)
         self.workers = [FakeWorker(0), FakeWorker(1)]
