@@ -13,7 +13,7 @@ import uvloop
 
 from gateway.control import config, reloading
 from gateway.control.handle import WorkerGone, WorkerHandle, WorkerState
-from gateway.control.listening import Bound, bind_all
+from gateway.control.listening import Bound
 from gateway.control.names import Names
 from gateway.control.reloading import Reloader, ReloadFailed
 from gateway.control.report import Report
@@ -73,7 +73,7 @@ class Rig:
         self.nowhere = os.open(os.devnull, os.O_WRONLY)
         self.report = Report(output=self.nowhere, errors=self.nowhere)
         self.notifier = Notifier({})
-        bound = dict(enumerate(bind_all(table.listeners)))
+        bound = dict(enumerate(bind(each) for each in table.listeners))
         self.terms = Terms(table, bound, resolve(table.upstreams.values()).endpoints)
         self.workers = [FakeWorker(0), FakeWorker(1)]
         self.reloader = Reloader(self.path, self, config.digest(self.path))
