@@ -13,7 +13,7 @@ import uvloop
 
 from gateway.control import config, reloading
 from gateway.control.handle import WorkerGone, WorkerHandle, WorkerState
-from gateway.control.listening import Bound
+from gateway.control.listening import Bound, bind
 from gateway.control.names import Names
 from gateway.control.reloading import Reloader, ReloadFailed
 from gateway.control.report import Report
