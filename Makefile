@@ -20,7 +20,7 @@ FAST := tests/house tests/words tests/policy tests/protocol tests/control \
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-debug test-asan autobahn fuzz simulation reloads bench bench-prepare check lint types format lock wheel clean ready ready-to-test
+.PHONY: help demo test test-fast test-debug test-asan autobahn fuzz simulation reloads scale bench bench-prepare check lint types format lock wheel clean ready ready-to-test
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z -]*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
@@ -56,6 +56,9 @@ simulation: ready-to-test  ## fresh seeded lives with faults: make simulation LI
 
 reloads: ready-to-test     ## a minute of reloads under load, on both engines
 	RELOAD_SECONDS=60 $(PY) -m pytest -s -k reloads_under_load tests/end_to_end/test_reload.py $(ARGS)
+
+scale: ready-to-test       ## hold 18,000 sessions over two workers, and meet a storm of 10,000
+	$(PY) -m tests.scale $(ARGS)
 
 bench: ready-to-test       ## measure beside other proxies: make bench ARGS=--quick
 	$(PY) -m tests.bench $(ARGS)

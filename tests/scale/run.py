@@ -1,0 +1,171 @@
+"""One run: fill a gateway, let a part of its clients come back as a storm, and take figures.
+
+    with scene(Plan(), "builtin:echo") as run:
+        figures = run.run(print)
+
+Two crowds: `stayers` hold their sessions all along, and some of them measure how long an echo
+takes; `storm` is cut at one instant, and comes back within ten seconds.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from end_to_end.kit import Gateway, head, launch, memory_of, route
+
+CROWD = Path(__file__).with_name("crowd.py")
+ECHO = Path(__file__).with_name("echo.py")
+Say = Callable[[str], None]
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything."""
+
+    stayers: int = 8000
+    storm: int = 10_000
+    fill_rate: float = 1500.0            # handshakes a second while it is filled
+    storm_seconds: float = 10.0
+    probes: int = 200                    # sessions that measure
+    every: float = 0.5                   # seconds between two messages of each
+    before: float = 10.0                 # seconds of measuring without a storm
+    workers: int = 2
+    handshakes: str = "off"
+    engine: str = "uvloop"
+
+
+class CrowdProcess:
+    """A crowd in a process of its own."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(CROWD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def begin(self, what: str, **order: Any) -> None:
+        """Order something; `done` waits for it."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps({"do": what, **order}) + "\n")
+        self._process.stdin.flush()
+
+    def done(self) -> Figures:
+        """What came of it."""
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line, "the crowd's process ended"
+        figures: Figures = json.loads(line)
+        return figures
+
+    def do(self, what: str, **order: Any) -> Figures:
+        """Both."""
+        self.begin(what, **order)
+        return self.done()
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+
+@contextlib.contextmanager
+def echo() -> Iterator[str]:
+    """The URL of an echo upstream in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, str(ECHO)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin and process.stdout
+    with process.stdin, process.stdout:
+        try:
+            yield f"ws://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def scene(plan: Plan, upstream: str, files: int = 0) -> Iterator["Scene"]:
+    """A gateway in front of this upstream's URL, and the two crowds."""
+    sources = '["127.0.0.2", "127.0.0.3"]'
+    table = (
+        head(f"workers = {plan.workers}", 'drain = "0s"')
+        + route("ws", "echo", f'handshakes = "{plan.handshakes}"')
+        + f'[upstream.echo]\nendpoints = ["{upstream}"]\n'
+        + ("" if upstream.startswith("builtin:") else f"source_addresses = {sources}\n")
+    )
+    with contextlib.ExitStack() as at_end:
+        folder = Path(at_end.enter_context(tempfile.TemporaryDirectory()))
+        gateway = at_end.enter_context(launch(table, folder, engine=plan.engine, files=files))
+        crowds = [CrowdProcess() for _ in range(2)]
+        for crowd in crowds:
+            at_end.callback(crowd.close)
+        yield Scene(plan, gateway, *crowds)
+
+
+class Scene:
+    """See `scene`."""
+
+    def __init__(
+        self, plan: Plan, gateway: Gateway, stayers: CrowdProcess, storm: CrowdProcess
+    ) -> None:
+        self.plan = plan
+        self.gateway = gateway
+        self.stayers = stayers
+        self.storm = storm
+
+    def run(self, say: Say) -> dict[str, Figures]:
+        """All phases, one after another; what each gave."""
+        plan, figures = self.plan, {}
+        total = plan.stayers + plan.storm
+        memory, cpu = self._memory(), self.gateway.cpu()
+        figures["fill"] = self._come(self.stayers, plan.stayers, plan.fill_rate, 4)
+        figures["fill rest"] = self._come(self.storm, plan.storm, plan.fill_rate, 6)
+        figures["held"] = {
+            "sessions": total,
+            "KiB_each": round((self._memory() - memory) / total / 1024, 2),
+            "cpu_us_each": round((self.gateway.cpu() - cpu) / total * 1e6, 1),
+            "most_descriptors": max(self._descriptors()),
+            "least_descriptors": min(self._descriptors()),
+        }
+        say(f"held: {figures['held']}")
+        probing = {"count": plan.probes, "every": plan.every}
+        figures["before"] = self.stayers.do("probe", **probing, seconds=plan.before)
+        say(f"echo before: {figures['before']}")
+        self.stayers.begin("probe", **probing, seconds=plan.storm_seconds)
+        self.storm.do("cut", count=plan.storm)
+        cpu, begun = self.gateway.cpu(), time.monotonic()
+        figures["storm"] = self._come(
+            self.storm, plan.storm, plan.storm / plan.storm_seconds, 6
+        )
+        figures["storm"]["seconds"] = round(time.monotonic() - begun, 2)
+        figures["storm"]["cpu_seconds"] = round(self.gateway.cpu() - cpu, 2)
+        figures["during"] = self.stayers.done()
+        say(f"storm: {figures['storm']}")
+        say(f"echo during: {figures['during']}")
+        figures["stayers"] = self.stayers.do("lost")
+        figures["returned"] = self.storm.do("lost")
+        return figures
+
+    def _come(self, crowd: CrowdProcess, count: int, rate: float, source: int) -> Figures:
+        """So many open sessions, from two addresses."""
+        return crowd.do(
+            "open", port=self.gateway.port, path="/ws", count=count, rate=rate,
+            sources=[f"127.0.0.{source}", f"127.0.0.{source + 1}"],
+        )
+
+    def _memory(self) -> int:
+        return sum(memory_of(pid) for pid in self.gateway.workers)
+
+    def _descriptors(self) -> list[int]:
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in self.gateway.workers]
