@@ -18,6 +18,7 @@ import struct
 from collections import deque
 from typing import Protocol
 
+from gateway.engine import contract
 from gateway.engine.contract import Deliver
 from gateway.engine.link_state import UNWATCHED, Endpoint, LinkState, ListenerState
 from gateway.engine.relay_driver import RelayDriver
@@ -61,6 +62,7 @@ class Reactor:
         self._numbers = 0
         self._freed = False                              # a descriptor was, since the last turn
         self._turning = False
+        self._behind = False               # the last turn left news that it had found
         self._stopping = False
 
     # --- What the kernel's side provides ----------------------------------------------------
@@ -110,12 +112,8 @@ class Reactor:
         self.turns += 1
         self._turning = True
         try:
-            by_fd = self._by_fd
-            # Owners first: a descriptor closed and reused within the turn is another's then.
-            ready = [(by_fd[fd], mask) for fd, mask in self._poller.poll(0)]
-            for owner, mask in ready:
-                if owner.sock is not None:
-                    self._on_ready(owner, mask)
+            if not self._behind:
+                self._look_who_is_ready()
             self._fire_timers()
             self._deliver_news()
             if self._freed:
@@ -125,11 +123,25 @@ class Reactor:
             self._flush_touched()
             self._turning = False
 
+    def _look_who_is_ready(self) -> None:
+        by_fd = self._by_fd
+        # Owners first: a descriptor closed and reused within the turn is another's then.
+        ready = [(by_fd[fd], mask) for fd, mask in self._poller.poll(0)]
+        for owner, mask in ready:
+            if owner.sock is not None:
+                self._on_ready(owner, mask)
+
     def _deliver_news(self) -> None:
-        """What is there now. What deliver's verbs add for others waits for the next turn."""
+        """What is there now. What deliver's verbs add for others waits for the next turn. So does
+        what is too much for one, and nobody is asked for more before it is delivered."""
         news = self._news
         left = len(news)
+        batches = contract.BATCHES_PER_TURN
+        self._behind = False
         while left and not self._stopping:
+            if not batches:
+                self._behind = True
+                return
             owner = news[0]
             if not owner.news:
                 owner.news = None
@@ -137,6 +149,7 @@ class Reactor:
                 left -= 1
                 continue
             batch = owner.news.pop(0)
+            batches -= 1
             for event in batch:
                 if isinstance(event, Closed):
                     del self._links[event.link]

@@ -129,6 +129,20 @@ class TestListening:
         rig.settle()
         assert not rig.events
 
+    def test_what_is_too_much_for_a_turn_is_delivered_in_the_next(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All of it, in order, and no link is read again before."""
+        monkeypatch.setattr(contract, "BATCHES_PER_TURN", 2)
+        pairs = [rig.accepted() for _ in range(7)]
+        for number, (link, far) in enumerate(pairs):
+            rig.engine.read(link)
+            far.send(bytes([number]) * 1000)
+            far.finish()
+        rig.until(lambda: all(rig.has(link, Finished) for link, _ in pairs))
+        for number, (link, _) in enumerate(pairs):
+            assert rig.data(link) == bytes([number]) * 1000
+
     def test_after_unlisten_clients_wait_for_others_who_share_the_socket(self, rig: Rig) -> None:
         listening, address = rig.listening()
         listener = rig.engine.listen(listening)

@@ -1,8 +1,8 @@
 """`python -m tests.scale`: 18,000 sessions over two workers, and a storm of 10,000.
 
 A process here may open 20,000 files, as is usual; a session with an upstream has two of them in its
-worker, so two workers hold 19,488 at the most. The upstream is a process of its own with one for
-each session, and so are the two crowds.
+worker, so two workers hold 19,488 at the most. The two crowds and their upstreams are
+processes of their own, with one for each session.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scale.run import Plan, echo, scene
+from scale.run import Plan, scene
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--engine", default=Plan.engine, choices=["uvloop", "io_uring"])
     parser.add_argument("--handshakes", default=Plan.handshakes)
     chosen = vars(parser.parse_args())
-    with echo() as url, scene(Plan(**chosen), url) as run:
+    with scene(Plan(**chosen)) as run:
         figures = run.run(lambda line: print(line, flush=True))
     print(json.dumps(figures, indent=1))
     if figures["stayers"]["lost"]:

@@ -1,10 +1,11 @@
 """One run: fill a gateway, let a part of its clients come back as a storm, and take figures.
 
-    with scene(Plan(), "builtin:echo") as run:
+    with scene(Plan()) as run:
         figures = run.run(print)
 
 Two crowds: `stayers` hold their sessions all along, and some of them measure how long an echo
-takes; `storm` is cut at one instant, and comes back within ten seconds.
+takes; `storm` is cut at one instant, and then comes back within ten seconds. Each has an upstream
+of its own, so that what the gateway does to the one is seen, and not what its upstream does.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ class Plan:
     probes: int = 200                    # sessions that measure
     every: float = 0.5                   # seconds between two messages of each
     before: float = 10.0                 # seconds of measuring without a storm
+    cut_seconds: float = 3.0             # and from when all of the storm are cut at one instant
     workers: int = 2
     handshakes: str = "off"
     engine: str = "uvloop"
@@ -95,18 +97,17 @@ def echo() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def scene(plan: Plan, upstream: str, files: int = 0) -> Iterator["Scene"]:
-    """A gateway in front of this upstream's URL, and the two crowds."""
-    sources = '["127.0.0.2", "127.0.0.3"]'
-    table = (
-        head(f"workers = {plan.workers}", 'drain = "0s"')
-        + route("ws", "echo", f'handshakes = "{plan.handshakes}"')
-        + f'[upstream.echo]\nendpoints = ["{upstream}"]\n'
-        + ("" if upstream.startswith("builtin:") else f"source_addresses = {sources}\n")
-    )
+def scene(plan: Plan) -> Iterator["Scene"]:
+    """A gateway, its two upstreams, and the two crowds."""
     with contextlib.ExitStack() as at_end:
+        table = head(f"workers = {plan.workers}", 'drain = "0s"')
+        for name in ("stay", "storm"):
+            url = at_end.enter_context(echo())
+            table += route(name, name, f'handshakes = "{plan.handshakes}"')
+            table += f'[upstream.{name}]\nendpoints = ["{url}"]\n'
+            table += 'source_addresses = ["127.0.0.2", "127.0.0.3"]\n'
         folder = Path(at_end.enter_context(tempfile.TemporaryDirectory()))
-        gateway = at_end.enter_context(launch(table, folder, engine=plan.engine, files=files))
+        gateway = at_end.enter_context(launch(table, folder, engine=plan.engine))
         crowds = [CrowdProcess() for _ in range(2)]
         for crowd in crowds:
             at_end.callback(crowd.close)
@@ -129,8 +130,8 @@ class Scene:
         plan, figures = self.plan, {}
         total = plan.stayers + plan.storm
         memory, cpu = self._memory(), self.gateway.cpu()
-        figures["fill"] = self._come(self.stayers, plan.stayers, plan.fill_rate, 4)
-        figures["fill rest"] = self._come(self.storm, plan.storm, plan.fill_rate, 6)
+        figures["fill"] = self._come("/stay", plan.stayers, plan.fill_rate)
+        figures["fill rest"] = self._come("/storm", plan.storm, plan.fill_rate)
         figures["held"] = {
             "sessions": total,
             "KiB_each": round((self._memory() - memory) / total / 1024, 2),
@@ -142,12 +143,13 @@ class Scene:
         probing = {"count": plan.probes, "every": plan.every}
         figures["before"] = self.stayers.do("probe", **probing, seconds=plan.before)
         say(f"echo before: {figures['before']}")
-        self.stayers.begin("probe", **probing, seconds=plan.storm_seconds)
+        self.stayers.begin("probe", **probing, seconds=plan.cut_seconds)
         self.storm.do("cut", count=plan.storm)
+        figures["cut"] = self.stayers.done()
+        say(f"echo while they are cut: {figures['cut']}")
+        self.stayers.begin("probe", **probing, seconds=plan.storm_seconds)
         cpu, begun = self.gateway.cpu(), time.monotonic()
-        figures["storm"] = self._come(
-            self.storm, plan.storm, plan.storm / plan.storm_seconds, 6
-        )
+        figures["storm"] = self._come("/storm", plan.storm, plan.storm / plan.storm_seconds)
         figures["storm"]["seconds"] = round(time.monotonic() - begun, 2)
         figures["storm"]["cpu_seconds"] = round(self.gateway.cpu() - cpu, 2)
         figures["during"] = self.stayers.done()
@@ -157,11 +159,12 @@ class Scene:
         figures["returned"] = self.storm.do("lost")
         return figures
 
-    def _come(self, crowd: CrowdProcess, count: int, rate: float, source: int) -> Figures:
+    def _come(self, path: str, count: int, rate: float) -> Figures:
         """So many open sessions, from two addresses."""
+        crowd = self.stayers if path == "/stay" else self.storm
         return crowd.do(
-            "open", port=self.gateway.port, path="/ws", count=count, rate=rate,
-            sources=[f"127.0.0.{source}", f"127.0.0.{source + 1}"],
+            "open", port=self.gateway.port, path=path, count=count, rate=rate,
+            sources=["127.0.0.4", "127.0.0.5"],
         )
 
     def _memory(self) -> int:
