@@ -64,6 +64,10 @@ class Workers(Protocol):
     notifier: Notifier
 
     @property
+    def ready(self) -> bool:
+        """Whether all have begun, and none was told that the gateway ends."""
+
+    @property
     def live(self) -> list[WorkerHandle]:
         """Those that were not told to end."""
 
@@ -162,6 +166,7 @@ class Reloader:
         return found, warnings
 
     async def _take_table(self) -> tuple[Plan, list[str]]:
+        self._check_ready()
         before = self._workers.terms
         self._seen = await aside(lambda: config.digest(self._path))
         table, warnings = await aside(lambda: config.check(self._path))
@@ -228,11 +233,19 @@ class Reloader:
                 refusals.append(f"worker {worker.index} refuses the table: {answer['error']}")
 
         await asyncio.gather(*(prepare(worker) for worker in workers))
-        if refusals:
+        try:
+            if refusals:
+                raise ReloadFailed("\n".join(refusals))
+            self._check_ready()          # its end may have begun meanwhile
+        except ReloadFailed:
             for worker in workers:
                 worker.tell({"do": "forget"})
-            raise ReloadFailed("\n".join(refusals))
+            raise
         return prepared
+
+    def _check_ready(self) -> None:
+        if not self._workers.ready:
+            raise ReloadFailed("the gateway does not serve yet, or is going away")
 
     async def _commit(self, worker: WorkerHandle) -> None:
         """Have a worker go by what it has prepared."""

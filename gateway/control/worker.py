@@ -174,6 +174,10 @@ class Worker:
         self, listeners: dict[int, Listener], sockets: dict[int, socket.socket]
     ) -> None:
         """Accept from these and no others; of those that are new here are the sockets."""
+        if self._ending:
+            for each in sockets.values():
+                each.close()
+            return
         for number in [number for number in self._listening if number not in listeners]:
             self._engine.unlisten(self._listening.pop(number))
         for number, listener in listeners.items():

@@ -76,6 +76,7 @@ class Rig:
         bound = dict(enumerate(bind(each) for each in table.listeners))
         self.terms = Terms(table, bound, resolve(table.upstreams.values()).endpoints)
         self.workers = [FakeWorker(0), FakeWorker(1)]
+        self.ready = True
         self.reloader = Reloader(self.path, self, config.digest(self.path))
 
     @property
@@ -230,6 +231,29 @@ def test_what_is_refused_reaches_no_worker(
         run(lambda: rig.reloader.reload("test"))
     assert rig.terms is before
     assert rig.workers[0].heard == []
+
+
+def test_a_gateway_that_goes_away_is_not_reloaded(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before, nor where its end begins while the workers prepare."""
+    before = rig.terms
+    rig.write(HEAD + ROUTE.format(name="b"))
+    rig.ready = False
+    with pytest.raises(ReloadFailed, match="going away"):
+        run(lambda: rig.reloader.reload("test"))
+    assert rig.workers[0].heard == []
+    rig.ready = True
+
+    async def ends(_message: dict[str, Any], _seconds: float) -> dict[str, Any]:
+        rig.ready = False
+        return {"is": "prepared"}
+
+    monkeypatch.setattr(rig.workers[0], "ask", ends)
+    with pytest.raises(ReloadFailed, match="going away"):
+        run(lambda: rig.reloader.reload("test"))
+    assert rig.workers[0].heard == ["forget"]
+    assert rig.terms is before
 
 
 def test_files_that_were_read_already_are_not_read_again(rig: Rig) -> None:

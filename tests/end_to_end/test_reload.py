@@ -179,6 +179,24 @@ def test_listeners_come_and_go_without_touching_the_others(
         one.close()
 
 
+def test_a_unix_listener_that_a_reload_brought_leaves_no_file(
+    start: Starter, engine: str
+) -> None:
+    """Neither when it goes nor at the end of the gateway."""
+    gateway = start(head() + route("echo", "builtin:echo"))
+    places = [gateway.folder / name for name in ("a.sock", "b.sock")]
+    listen = ("127.0.0.1:0", *(f"unix:{place.name}" for place in places))
+    write(gateway, head(listen=listen) + route("echo", "builtin:echo"), engine)
+    gateway.command("reload")
+    assert all(place.exists() for place in places)
+    write(gateway, head(listen=listen[:2]) + route("echo", "builtin:echo"), engine)
+    gateway.command("reload")
+    assert [place.exists() for place in places] == [True, False]
+    gateway.signal(signal.SIGTERM)
+    assert gateway.wait() == 0
+    assert not places[0].exists()
+
+
 def test_the_number_of_workers_changes(start: Starter, engine: str, client: Client) -> None:
     """More take their share; those that are too many tell their sessions, and end."""
     echoing = route("echo", "builtin:echo", "drain_code = 1012")
