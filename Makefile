@@ -16,7 +16,12 @@ FAST := tests/house tests/words tests/policy tests/protocol tests/control \
 	--ignore=tests/control/test_doctor.py --ignore=tests/control/test_listening.py \
 	--ignore=tests/control/test_admin.py --ignore=tests/control/test_control_socket.py \
 	--ignore=tests/control/test_reloading.py --ignore=tests/control/test_swapping.py \
-	--ignore=tests/control/test_watching.py
+	--ignore=tests/control/test_watching.py \
+	--ignore=tests/control/test_supervisor.py \
+	--ignore=tests/control/test_replacing.py \
+	--ignore=tests/control/test_sockets.py \
+	--ignore=tests/control/test_systemd.py \
+	--ignore=tests/control/test_channel.py
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
