@@ -140,7 +140,8 @@ class Reloader:
 
     async def _reload_now(self, cause: str) -> tuple[Plan, list[str]]:
         report, outcome = self._workers.report, self.outcome
-        self._workers.notifier.reloading()
+        if self._workers.ready:
+            self._workers.notifier.reloading()
         try:
             found, warnings = await self._take_table()
         except GatewayError as error:
@@ -152,7 +153,8 @@ class Reloader:
             report.flush()
             raise
         finally:
-            self._workers.notifier.ready("serving")
+            if self._workers.ready:
+                self._workers.notifier.ready("serving")
         outcome.done += 1
         outcome.error = ""
         outcome.at = time.time()

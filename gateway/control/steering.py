@@ -246,8 +246,9 @@ class Steering:
 
     def drain(self) -> Message:
         """See control_socket.Steered."""
+        sessions = sum(self._sessions().values())
         self._supervisor.drain("gateway drain")
-        return {"is": "draining", "sessions": sum(self._sessions().values())}
+        return {"is": "draining", "sessions": sessions}
 
     async def ended(self) -> Message:
         """See control_socket.Steered."""
