@@ -38,7 +38,7 @@ class Plan:
     storm_seconds: float = 10.0
     probes: int = 200                    # sessions that measure
     every: float = 0.5                   # seconds between two messages of each
-    before: float = 10.0                 # seconds of measuring without a storm
+    before: float = 10.0                 # seconds of measuring without a storm, and at least in it
     cut_seconds: float = 3.0             # and from when all of the storm are cut at one instant
     workers: int = 2
     handshakes: str = "off"
@@ -147,7 +147,7 @@ class Scene:
         self.storm.do("cut", count=plan.storm)
         figures["cut"] = self.stayers.done()
         say(f"echo while they are cut: {figures['cut']}")
-        self.stayers.begin("probe", **probing, seconds=plan.storm_seconds)
+        self.stayers.begin("probe", **probing, seconds=max(plan.storm_seconds, plan.before))
         cpu, begun = self.gateway.cpu(), time.monotonic()
         figures["storm"] = self._come("/storm", plan.storm, plan.storm / plan.storm_seconds)
         figures["storm"]["seconds"] = round(time.monotonic() - begun, 2)
