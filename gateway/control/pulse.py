@@ -71,8 +71,8 @@ class Pulse:
             return
         own = Load(self._limits.connections)
         hold = holds(own, self._counters.loads(), self._limits.max_sessions)
-        if hold != self._held:
-            self._hold(hold=hold)
+        if hold or self._held:
+            self._hold(hold=hold)              # again and again: a listener may have been added
         if hold:
             self._engine.set_timer(self._own, _LOOK, at + LOOK)
 
