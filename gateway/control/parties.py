@@ -3,6 +3,7 @@
 Must never: decide anything, or call the engine.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from gateway import events
@@ -52,3 +53,13 @@ class Party:
         self.upstream: Link | None = None
         self.rules: RelayRules | None = None  # of its relay
         self.unpaired: Fault | None = None  # why a pair could not be made; told in the next batch
+
+
+@dataclass(slots=True)
+class Counts:
+    """What one worker has seen."""
+
+    accepted: int = 0
+    refused: int = 0                    # cut at accept: far more connections than sessions
+    crashed: int = 0                    # sessions that raised
+    cut: int = 0                        # sessions that were cut in a drain, or by SIGINT

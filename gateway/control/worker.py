@@ -24,7 +24,7 @@ import socket
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from gateway import events
@@ -33,7 +33,7 @@ from gateway.control.channel import Message
 from gateway.control.farewells import spread
 from gateway.control.listening import Bound
 from gateway.control.orders import Orders
-from gateway.control.parties import Echo, Party
+from gateway.control.parties import Counts, Echo, Party
 from gateway.control.pulse import Pulse
 from gateway.control.report import Report
 from gateway.control.shared import Cell, Counters
@@ -47,6 +47,7 @@ from gateway.table import Listener
 
 FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried again
 LAST_ACCEPTS = 0.2            # seconds of a drain in which who is connected already is accepted
+LAST_HANDSHAKES = 1.0         # seconds for them before a drain in which others accept
 CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
 
 # Names of timers that are the worker's own. Sessions use words without a space.
@@ -55,19 +56,10 @@ _UNPAIRED = "pair failed"
 _DRAIN = "drain"
 _UNLISTEN = "unlisten"
 _FAREWELL = "farewell"
+_HANDSHAKES = "handshakes"
 _CUT = "cut"
 _FLUSH = "flush"
 _SAID = "said"
-
-
-@dataclass(slots=True)
-class Counts:
-    """What one worker has seen."""
-
-    accepted: int = 0
-    refused: int = 0                    # cut at accept: far more connections than sessions
-    crashed: int = 0                    # sessions that raised
-    cut: int = 0                        # sessions that were cut in a drain, or by SIGINT
 
 
 SessionMaker = Callable[..., Session]   # with the keywords of Session.__init__
@@ -76,8 +68,8 @@ SessionMaker = Callable[..., Session]   # with the keywords of Session.__init__
 class Worker:
     """One engine and its sessions. `run` drives it until the supervisor ends it.
 
-    `desk` is what the sessions share; `bound` the sockets to listen on by the supervisor's numbers,
-    and `channel` its own end of what leads there: the engine takes them all. `number` is the
+    `desk` is what the sessions share; `bound` the sockets to listen on by their numbers, and
+    `channel` its own end of what leads there: the engine takes them all. `number` is the
     worker's among all, `counters` where it shares what it counts; `make_session` is for tests.
     """
 
@@ -109,6 +101,7 @@ class Worker:
         self._sessions: dict[Party, Session] = {}
         self._name = base64.b32encode(secrets.token_bytes(5)).decode().lower()
         self._ending = False            # a drain has begun
+        self._postponed: Message = {}   # the order to drain, as long as handshakes may finish
         self._last_accepts = (0, 0.0)   # accepted when it was looked last; until when it is looked
         self._farewells: deque[tuple[float, Party]] = deque()  # when, and whom; in a drain
         self._killed = False
@@ -117,9 +110,8 @@ class Worker:
         self._trouble = Trouble(report)
         self._said_before: Iterable[Message] = ()  # that it began
         self._own: Link = -1            # for the worker's timers; the channel may be lost
-        self.orders = Orders(
-            engine, channel, {"drain": self._drain, "kill": self._kill_ordered}, self._orphaned
-        )
+        self.orders = Orders(engine, channel, {"drain": self._drain}, self._orphaned)
+        self.orders.know({"kill": lambda order, at: self._kill(at, order["why"])})
         self.orders.know(Attending(self._sessions, self._tell).orders)
         self._execute_one: dict[type[Command], Callable[[Party, Any], None]] = {
             events.Connect: self._connect,
@@ -352,6 +344,8 @@ class Worker:
         assert isinstance(event, events.TimedOut)
         if event.name == _DRAIN:
             self._kill(event.at, "the drain's time is over")
+        elif event.name == _HANDSHAKES:
+            self._drain(self._postponed, event.at)
         elif event.name == _FAREWELL:
             self._say_farewells(event.at)
         elif event.name == _UNLISTEN:
@@ -370,6 +364,12 @@ class Worker:
         session finishes, within so many seconds."""
         if self._ending:
             return
+        if message["others"]:
+            # They take who comes. Who is in the middle of a handshake here may finish it first.
+            self._unlisten()
+            self._postponed = message | {"others": False}
+            self._engine.set_timer(self._own, _HANDSHAKES, at + LAST_HANDSHAKES)
+            return
         self._ending = self._desk.draining = True
         seconds: float = message["seconds"]
         self._report.info(
@@ -386,11 +386,10 @@ class Worker:
                 self._tell(party, session.drain, at)
             else:
                 idle.append((since, party))
-        table = self._desk.table
-        answer = max((route.close_timeout for route in table.routes), default=0.0)
+        answer = max((one.close_timeout for one in self._desk.table.routes), default=0.0)
         self._farewells = deque(spread(idle, at, seconds - answer))
         self._say_farewells(at)
-        self._last_accepts = (-1, at if message["others"] else at + LAST_ACCEPTS)
+        self._last_accepts = (-1, at + LAST_ACCEPTS)
         self._accept_the_last(at)
 
     def _say_farewells(self, at: float) -> None:
@@ -413,13 +412,9 @@ class Worker:
         self._last_accepts = (self.counts.accepted, until)
         self._engine.set_timer(self._own, _UNLISTEN, at)
 
-    def _kill_ordered(self, message: Message, at: float) -> None:
-        self._kill(at, message["why"])
-
     def _orphaned(self, at: float) -> None:
         """The supervisor is gone: nobody would take our place."""
-        seconds = self._desk.table.gateway.drain
-        cause = "the supervisor is gone"
+        seconds, cause = self._desk.table.gateway.drain, "the supervisor is gone"
         self._drain({"seconds": seconds, "cause": cause, "others": False}, at)
 
     def _kill(self, at: float, why: str) -> None:
@@ -459,6 +454,12 @@ class Worker:
     def _end_accepting(self) -> None:
         """No new client from here on; sessions that ask are told that we are going away."""
         self._ending = self._desk.draining = True
+        self._unlisten()
+
+    def _unlisten(self) -> None:
+        """What waits in the queues is for others, if there are any."""
+        if self._pulse is not None:
+            self._pulse.stop()
         self._listeners_open = False
         for listener in self._listening.values():
             self._engine.unlisten(listener)

@@ -658,9 +658,20 @@ def test_who_waits_in_the_backlog_is_accepted_before_it_is_closed(stage: Stage) 
     crowded.close()
 
 
-def test_where_others_accept_the_backlog_is_theirs(stage: Stage) -> None:
-    """A client that we took would be refused, and the next worker would have served it."""
-    assert ("unlisten", stage.listening) in stage.ordered("drain", others=True)
+def test_where_others_accept_handshakes_may_finish_first(stage: Stage) -> None:
+    """A client that we took would be refused, and the next worker would have served it; one that
+    is in the middle of it has us alone."""
+    link, session = stage.accept()
+    calls = stage.ordered("drain", others=True)
+    assert calls == [
+        ("unlisten", stage.listening), ("set_timer", stage.own, "handshakes", 101.0),
+    ]
+    assert not stage.desk.draining
+    calls = stage.deliver(events.TimedOut(101.0, stage.own, "handshakes"))
+    assert ("end", link, Cause.DRAIN) in calls
+    assert ("set_timer", stage.own, "drain", 108.0) in calls
+    assert session.drained == 101.0
+    assert stage.desk.draining
 
 
 def test_the_end_of_the_drain_cuts_and_counts(stage: Stage) -> None:
@@ -755,13 +766,14 @@ def test_orders_in_pieces_and_in_one(stage: Stage) -> None:
 def test_it_says_that_it_serves_and_obeys_what_was_said_before() -> None:
     """The supervisor may have had second thoughts while the engine was made."""
     stage = Stage()
-    stage.worker.run([{"do": "drain", "seconds": 1.0, "cause": "c", "others": True}])
+    stage.worker.run([{"do": "drain", "seconds": 1.0, "cause": "c", "others": False}])
     stage.line = 3
     assert stage.told() == [{"is": "serving", "worker": 0}]
     timer = stage.engine.calls[-1]
     assert timer[0] == "set_timer"
     assert timer[3] <= stage.engine.time
-    assert stage.deliver(events.TimedOut(100.0, *timer[1:3]))[-1] == ("stop",)
+    assert stage.deliver(events.TimedOut(100.0, *timer[1:3]))
+    assert stage.deliver(events.TimedOut(100.0, 1, "unlisten"))[-1] == ("stop",)
     stage.close()
 
 

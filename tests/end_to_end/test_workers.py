@@ -58,6 +58,10 @@ class Stream:
                 self.end = "stopped"
         except websockets.ConnectionClosed as closed:
             self.end = str(closed.rcvd.code) if closed.rcvd else "cut"
+        except (OSError, websockets.InvalidHandshake, TimeoutError) as error:
+            self.wrong = f"{type(error).__name__}: {error}"
+        finally:
+            self.moved.set()
 
     def text(self, number: int) -> str:
         """Of different lengths, so that frames and reads do not fall together."""
