@@ -7,6 +7,7 @@ of a worker that was killed may end without a Close.
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -167,6 +168,16 @@ def gateway(request: pytest.FixtureRequest, crowd: Crowd, tmp_path: Path) -> Ite
     )
     with launch(table, tmp_path, engine=request.param) as started:
         yield started
+        for pid in programs(started)[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        started.err.wait(lambda: started.err.ended, PATIENCE if programs(started)[1:] else 0)
+
+
+def programs(gateway: Gateway) -> list[int]:
+    """The supervisors that have said that they serve: it, and those that replaced it."""
+    lines = [line for line in list(gateway.err.lines) if '"serving"' in line]
+    return [json.loads(line)["pid"] for line in lines]
 
 
 def by_worker(gateway: Gateway) -> dict[int, int]:
@@ -232,8 +243,8 @@ def test_replace_loses_nobody(gateway: Gateway, crowd: Crowd) -> None:
     crowd.go_on(late)
     crowd.stop()
     assert {stream.end for stream in crowd.streams} <= {"1001", "stopped"}
-    (new,) = [line for line in gateway.err.lines if '"serving"' in line][1:]
-    os.kill(int(new.partition('"pid":')[2].strip("}")), signal.SIGTERM)
+    (new,) = programs(gateway)[1:]
+    os.kill(new, signal.SIGTERM)
     assert gateway.err.wait(lambda: gateway.err.ended, PATIENCE)
 
 
