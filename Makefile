@@ -25,7 +25,7 @@ FAST := tests/house tests/words tests/policy tests/protocol tests/control \
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-debug test-asan autobahn fuzz simulation reloads scale bench bench-prepare check lint types format lock wheel clean ready ready-to-test
+.PHONY: help demo test test-fast test-debug test-asan clean-root autobahn fuzz simulation reloads scale bench bench-prepare check lint types format lock wheel clean ready ready-to-test
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z -]*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
@@ -38,8 +38,8 @@ demo: ready      ## run the gateway on routes/demo.toml, http://127.0.0.1:8080
 	wait $$gateway; code=$$?; if [ $$code -gt 128 ]; then wait $$gateway; code=$$?; fi; \
 	if [ $$code -ne 4 ]; then exit $$code; fi  # 4: the browser was connected at Ctrl and C
 
-test: check      ## everything: ruff, mypy, all tests
-	$(PY) -m pytest $(ARGS)
+test: check      ## ruff, mypy, and all tests but those with a target of their own
+	$(PY) -m pytest --ignore=tests/house/test_clean_root.py $(ARGS)
 
 test-fast: ready-to-test   ## tests without sockets and programs: about a minute
 	$(PY) -m pytest $(FAST) $(ARGS)
@@ -49,6 +49,9 @@ test-debug: ready-to-test  ## relays and engines, with everything made and freed
 
 test-asan: ready-to-test   ## the same under AddressSanitizer and UBSan
 	$(PY) tools/sanitize.py asan $(ARGS)
+
+clean-root: ready-to-test  ## the wheel in a fresh Debian without compiler, headers, liburing (root)
+	$(PY) -m pytest tests/house/test_clean_root.py $(ARGS)
 
 autobahn: ready-to-test    ## all cases of the Autobahn suite, as client and as server
 	$(PY) -m tests.autobahn.run

@@ -8,6 +8,7 @@ is mounted is mounted in a namespace that ends with each command.
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,11 @@ PLACE = "/opt/gateway"
 INSIDE = """\
 mount -t proc proc "$1/proc" && mount --bind /dev "$1/dev" && mount -t tmpfs tmpfs "$1/tmp" &&
 root=$1 && shift && exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" "$@"
+"""
+# debootstrap cannot take a path with a space in it: it gets another name for the folder.
+MAKE = """\
+mount --bind "$1" "$2" &&
+exec debootstrap --variant=minbase --include=python3,python3-venv "$3" "$2"
 """
 
 pytestmark = [
@@ -43,9 +49,9 @@ def clean_root() -> Path:
     if not CLEAN.is_dir():
         part = CLEAN.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        part.parent.mkdir(exist_ok=True)
-        run("debootstrap", "--variant=minbase", "--include=python3,python3-venv", SUITE, part,
-            cwd=ROOT)
+        part.mkdir(parents=True)
+        with tempfile.TemporaryDirectory(dir="/tmp") as plain:
+            run("unshare", "--mount", "sh", "-c", MAKE, "sh", part, plain, SUITE, cwd=ROOT)
         part.rename(CLEAN)
     shutil.rmtree(CLEAN / PLACE[1:], ignore_errors=True)
     return CLEAN
