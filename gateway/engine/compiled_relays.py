@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from gateway.engine import descriptors
 from gateway.engine.epoll_relays import EpollRelays
 from gateway.engine.link_state import LinkState
-from gateway.engine.relay_driver import set_user_timeout, undelivered
+from gateway.engine.relay_driver import set_kernel_limits, undelivered
 from gateway.events import (
     CLIENT,
     UPSTREAM,
@@ -74,8 +74,7 @@ class CompiledRelays:
         ]
         queued = tuple(b"".join(link.queue or ()) for link in links)
         finished = tuple(link.finished for link in links)
-        for link in links:
-            set_user_timeout(link, rules)
+        set_kernel_limits(client, upstream, rules)
         slot = self._driver.begin(
             client.number, upstream.number,
             self._engine.detach(client), self._engine.detach(upstream),

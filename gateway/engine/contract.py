@@ -143,7 +143,8 @@ class Engine(Protocol):
         `RelayEnded` for the client's and `Closed` for both, but the caller's own timers. Bytes
         that were queued for a link before leave first. If FIN or a loss came for a link, the
         relay begins with that, delivered or not in the case of FIN; where `Closed` was delivered
-        for either link, nothing happens. TCP_USER_TIMEOUT is set by `write_timeout`."""
+        for either link, nothing happens. TCP_USER_TIMEOUT is set by `write_timeout`, and toward
+        a raw upstream SO_KEEPALIVE by `heartbeat` and `heartbeat_timeout`."""
 
     def end(self, client: Link, cause: Cause, rules: RelayRules | None = None) -> None:
         """End the relay of this client link with the farewells for `cause` (`DRAIN`: told, then

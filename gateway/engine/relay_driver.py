@@ -46,6 +46,12 @@ RelayFactory = Callable[[RelayRules, float, Callable[[int], bytes]], Relay]
 # so that where both apply the relay's verdict (stalled, and a farewell) comes first.
 USER_TIMEOUT_SLACK = 1.0
 
+# A raw link has no pings: the kernel asks in their place (tcp(7), SO_KEEPALIVE). So many of its
+# probes, none of them sent again, share `heartbeat_timeout`: losing one or two proves nothing.
+PROBES = 4
+KEEP_SECONDS_MAX = 32_767                # the kernel's limit for both times, MAX_TCP_KEEPIDLE
+KEEP_COUNT_MAX = 127                     # and for their number, MAX_TCP_KEEPCNT
+
 
 class RelayDriver:
     """One running relay. `relay` is its rules' state."""
@@ -64,7 +70,7 @@ class RelayDriver:
         for link in self._links:
             link.relay = self
             link.clogged = False
-            set_user_timeout(link, rules)
+        set_kernel_limits(client, upstream, rules)
 
     def begin(self, from_client: bytes, from_upstream: bytes) -> None:
         """Tell the early bytes, those that are read but not delivered too, and what ended."""
@@ -271,11 +277,42 @@ class RelayDriver:
             self._timer = None
 
 
-def set_user_timeout(link: LinkState, rules: RelayRules) -> None:
-    """Let the kernel give up a link that acknowledges nothing, by `write_timeout`."""
-    if rules.write_timeout and link.sock is not None and not link.is_unix:
-        limit_ms = int((rules.write_timeout + USER_TIMEOUT_SLACK) * 1000)
+def set_kernel_limits(client: LinkState, upstream: LinkState, rules: RelayRules) -> None:
+    """Let the kernel give up a link that acknowledges nothing, by `write_timeout`, and a raw
+    upstream that is silent and answers no keep-alive either, by the heartbeat's times.
+
+    TCP_USER_TIMEOUT decides in place of TCP_KEEPCNT where both are set (Linux 2.6.37, tcp(7)):
+    the link is given up at the first probe's turn after it. As short as `write_timeout` may be,
+    the first lost probe would end the session; so toward a raw upstream it is not shorter than
+    the keep-alive. It must not be shorter than `write_timeout` either: it ends a closed window,
+    too, however well that is answered.
+    """
+    write_limit = rules.write_timeout + USER_TIMEOUT_SLACK if rules.write_timeout else 0.0
+    _set_user_timeout(client, write_limit)
+    if rules.raw and rules.heartbeat and upstream.sock is not None and not upstream.is_unix:
+        keep_limit = _set_keepalive(upstream.sock, rules.heartbeat, rules.heartbeat_timeout)
+        write_limit = max(write_limit, keep_limit) if write_limit else 0.0
+    _set_user_timeout(upstream, write_limit)
+
+
+def _set_user_timeout(link: LinkState, seconds: float) -> None:
+    if seconds and link.sock is not None and not link.is_unix:
+        limit_ms = int(seconds * 1000)
         link.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+
+
+def _set_keepalive(sock: socket.socket, heartbeat: float, heartbeat_timeout: float) -> int:
+    """Have the kernel ask a side that is quiet; returns after how many seconds it gives up. It
+    knows whole seconds only, so that none of the times is less than one."""
+    idle = min(KEEP_SECONDS_MAX, math.ceil(heartbeat))
+    wait = max(1, int(heartbeat_timeout))
+    interval = min(KEEP_SECONDS_MAX, max(1, wait // PROBES))
+    count = min(KEEP_COUNT_MAX, wait // interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return idle + interval * count
 
 
 def undelivered(link: LinkState) -> list[bytes]:
