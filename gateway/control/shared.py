@@ -487,9 +487,10 @@ class Board:
         }
 
     @property
-    def left_out(self) -> int:
-        """Names for which no cells are left: they are counted in each worker alone."""
-        return self._routes.left_out + self._endpoints.left_out
+    def left_out(self) -> tuple[list[str], list[str]]:
+        """Routes, and endpoints, for which no cells are left: they are counted in each worker
+        alone. Of the table that was prepared last."""
+        return self._routes.left_out, self._endpoints.left_out
 
     def _sum(self, offset: int) -> int:
         return sum(self._cells[_region(one) + offset] for one in range(self.memory.workers))
@@ -514,7 +515,7 @@ class _SlotBook:
         self._free: list[int] = []
         self._next = 0
         self.fresh: list[int] = []               # given to a new name by the last `assign`
-        self.left_out = 0                        # names that got none by the last `assign`
+        self.left_out: list[str] = []            # names that got none by the last `assign`
 
     def assign(self, names: Iterable[str]) -> dict[str, int]:
         """Slots for these names, as far as there are any."""
@@ -530,7 +531,7 @@ class _SlotBook:
                 self._slots[name] = slot
                 self.fresh.append(slot)
             given[name] = slot
-        self.left_out = len(wanted) - len(given)
+        self.left_out = [name for name in wanted if name not in given]
         return given
 
     def _take(self) -> int | None:

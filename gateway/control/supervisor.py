@@ -43,6 +43,7 @@ BACK_OFF_MAX = 10.0
 YOUNG = 10.0                  # seconds of life: one that dies earlier may have a lasting reason
 GRACE = 5.0                   # seconds that workers have beyond what they were told to end in
 FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried again
+NAMES_SAID = 8                # names in one line of the log
 EXIT_CUT = 4                  # exit code where a session had to be cut
 
 
@@ -136,6 +137,7 @@ class Supervisor:
         self._abandoned = False                  # it ends before it has served
         self._killed = False
         self._flushing = False
+        self._left_out: set[str] = set()         # names without shared cells, of which it was said
 
     # --- Life -------------------------------------------------------------------------------
 
@@ -234,6 +236,7 @@ class Supervisor:
         them."""
         before, self.terms = self.terms.table.gateway, terms
         self.board.keep(terms.slots(self.board))
+        self._say_left_out()
         gateway = terms.table.gateway
         self.report.change(style=gateway.log, log_query=gateway.log_query)
         if gateway.pin != before.pin:
@@ -280,6 +283,7 @@ class Supervisor:
             if len(serving) == self.wanted:
                 self.phase = Phase.SERVING
                 self._say_start()
+                self._say_left_out()
                 self.attendant.serving()
                 if not self.sockets.has_predecessor:
                     self.notifier.ready("serving")
@@ -319,6 +323,19 @@ class Supervisor:
             max_sessions=self.setting.max_sessions(self.terms.table),
             pid=os.getpid(),
         )
+
+    def _say_left_out(self) -> None:
+        """Warn of names for which there are no shared cells, once for as long as that lasts."""
+        routes, endpoints = self.board.left_out
+        names = {*routes, *endpoints}
+        if not names <= self._left_out:
+            self.say(
+                self.report.warning,
+                "the counters of all workers have no place for these: each worker holds their "
+                "limits and balances them by itself, and metrics leave them out; use fewer names",
+                routes=_few(routes), endpoints=_few(endpoints),
+            )
+        self._left_out = names
 
     def _gone(self, worker: WorkerHandle) -> None:
         """A process has ended: as it should, or not."""
@@ -534,3 +551,9 @@ class Supervisor:
 
         timer = self._loop.call_later(seconds, fire)
         self._timers.add(timer)
+
+
+def _few(names: list[str]) -> str:
+    """The first of them, for a line of the log."""
+    shown = ", ".join(names[:NAMES_SAID])
+    return f"{shown}, and {len(names) - NAMES_SAID} more" if len(names) > NAMES_SAID else shown

@@ -281,7 +281,7 @@ def test_names_beyond_the_limit_are_left_out_and_told(
     names = [f"r{n}" for n in range(shared.ROUTES_MAX + 2)]
     slots = board.slots(names, [])
     assert len(slots.routes) == shared.ROUTES_MAX
-    assert board.left_out == 2
+    assert board.left_out == (names[-2:], [])
     one, two = (Limits(100, Counters(memory, worker, slots)) for worker in (0, 1))
     assert one.enter(names[-1], 1, CLIENT, 0) is None
     assert one.enter(names[-1], 1, CLIENT, 0) is Refusal.ROUTE

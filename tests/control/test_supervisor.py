@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.kit import Gateway, head, launch, route
+from gateway.control.shared import ROUTES_MAX
 
 TABLE = head() + route("echo", "builtin:echo")
 PATIENCE = 20.0
@@ -146,3 +147,20 @@ def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
         assert '"ended_by":"SIGKILL"' in said(one, "a worker died")[0]
         await_worker(one, stopped, other)
         assert other in one.workers
+
+
+def test_names_without_shared_counters_are_said_once(tmp_path: Path) -> None:
+    """Again only where others are without: a worker that is replaced has the same table."""
+    names = [f"r{number}" for number in range(ROUTES_MAX + 2)]
+    table = head() + "".join(route(name, "builtin:echo") for name in names)
+    with launch(table, tmp_path) as gateway:
+        (line,) = said(gateway, "have no place for these")
+        assert f'"routes":"{names[-2]}, {names[-1]}"' in line
+        (worker,) = gateway.workers
+        os.kill(worker, signal.SIGKILL)
+        said(gateway, "a worker serves")
+        (tmp_path / "draft").write_text(
+            (table + route("more", "builtin:echo")).replace("{engine}", "uvloop")
+        )
+        (tmp_path / "draft").rename(tmp_path / "routes.toml")
+        assert "more" in said(gateway, "have no place for these", 2)[-1]
