@@ -224,3 +224,5 @@ def _fill_standard_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free: this one
+            # PEP 446: else our workers and successors would start without it once more.
+            os.set_inheritable(descriptor, True)

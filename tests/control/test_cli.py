@@ -315,6 +315,24 @@ def test_it_may_be_started_without_standard_descriptors(table: Path) -> None:
     assert subprocess.run(["sh", "-c", code], timeout=PATIENCE, check=False).returncode == 0
 
 
+def test_workers_have_standard_descriptors_of_their_own(table: Path) -> None:
+    """Else what they count in would become descriptor 1, and records would be written over it."""
+    code = f"exec {shlex.quote(sys.executable)} -m gateway --routes {table} <&- >&-"
+    with subprocess.Popen(["sh", "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            assert "serving" in process.stderr.readline()
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            for pid in (process.pid, *children.split()):
+                for descriptor in (0, 1):
+                    link = Path(f"/proc/{pid}/fd/{descriptor}")
+                    assert str(link.readlink()) == os.devnull
+        finally:
+            process.terminate()
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+
+
 def test_default_max_sessions() -> None:
     """A session has two descriptors, 512 are for everything else; at least one session."""
     assert serving.default_max_sessions(20_000) == 9_744
