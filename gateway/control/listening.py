@@ -8,14 +8,20 @@ Laws of this file:
 - The file of a Unix socket never exists with a wider mode than asked for. A file left over from a
   program that is gone is replaced; one where somebody answers is not, nor anything that is no
   socket. At the end only our own file is removed.
+- Who asks, removes, binds and listens, or removes at the end, is alone in the folder meanwhile: by
+  flock(2) on the folder itself, which leaves no file behind. Else of two gateways that start
+  together one could take the other's fresh socket, which does not listen yet, for a stale one.
 - What fails says which address, why, and what to do (`ListenError`).
 """
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +30,8 @@ from gateway.events import Address
 from gateway.table import Listener
 
 UNIX_PATH_MAX = 107           # bytes of sockaddr_un's path without its NUL, unix(7)
+FOLDER_LIMIT = 2.0            # seconds to wait for others in the folder, who need milliseconds
+FOLDER_RETRY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ class Bound:
         """Remove the Unix socket's file, if it is still ours. Harmless when repeated."""
         if self.file is None:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), _alone_in_folder(self.address.path):
             if _identity(self.address.path) == self.file:
                 Path(self.address.path).unlink()
 
@@ -135,7 +143,17 @@ def _bind_unix(listener: Listener) -> Bound:
             f"cannot listen on {listener.address}: the path has {len(os.fsencode(path))} bytes and "
             f"the kernel takes {UNIX_PATH_MAX}; choose a shorter one"
         )
-    _remove_stale(listener.address)
+    try:
+        with _alone_in_folder(path):
+            _remove_stale(listener.address)
+            return _make_unix(listener)
+    except OSError as error:
+        raise ListenError(_unix_message(listener.address, error)) from error
+
+
+def _make_unix(listener: Listener) -> Bound:
+    """Bind and listen where nothing is in the way. Raises OSError, and leaves nothing then."""
+    path = listener.address.path
     opened: socket.socket | None = None
     file = None
     # The file is made by bind, with a mode that only the umask can narrow in time; chmod then
@@ -147,15 +165,49 @@ def _bind_unix(listener: Listener) -> Bound:
         file = _identity(path)
         Path(path).chmod(listener.mode)
         opened.listen(listener.backlog)
-    except OSError as error:
+    except OSError:
         if opened is not None:
             opened.close()
         if file is not None:
             Path(path).unlink(missing_ok=True)
-        raise ListenError(_unix_message(listener.address, error)) from error
+        raise
     finally:
         os.umask(mask)
     return Bound(listener, opened, listener.address, file)
+
+
+@contextlib.contextmanager
+def _alone_in_folder(path: str) -> Iterator[None]:
+    """Nobody else of this program makes or removes sockets in the folder of `path` meanwhile.
+
+    A folder that we may not read, or a file system without such locks, is used without: rare, and
+    better than a gateway that does not start. Raises TimeoutError where somebody stays in it.
+    """
+    try:
+        folder = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield                           # who binds will say what is wrong
+        return
+    try:
+        until = time.monotonic() + FOLDER_LIMIT
+        while not _lock(folder):
+            if time.monotonic() > until:
+                raise TimeoutError(errno.ETIMEDOUT, "another program locks the folder")
+            time.sleep(FOLDER_RETRY)    # not in flock itself: whoever may read it may lock it
+        yield
+    finally:
+        os.close(folder)                # and with it the lock: nobody has inherited it
+
+
+def _lock(folder: int) -> bool:
+    """Whether it is ours, or cannot be anybody's."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:                     # flock(2): NFS, which wants a file that is open to write
+        return True
+    return True
 
 
 def _remove_stale(address: Address) -> None:
@@ -198,6 +250,8 @@ def _unix_message(address: Address, error: OSError) -> str:
         why = f"this user may not create files in {folder}; change its owner or mode"
     elif error.errno == errno.EROFS:
         why = f"{folder} is on a file system that is read-only; choose another path"
+    elif error.errno == errno.ETIMEDOUT:
+        why = f"another program holds a lock on the folder {folder}; end it or choose another path"
     elif error.errno == errno.EADDRINUSE:
         why = "a socket is there that this user may not ask; remove it or choose another path"
     else:

@@ -1,5 +1,6 @@
 """Binding: where it is bound, who else may, what of a Unix socket's file, and what is said."""
 
+import fcntl
 import os
 import socket
 import stat
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.control import listening
 from gateway.control.listening import bind
 from gateway.errors import ListenError
 from gateway.events import Address
@@ -156,3 +158,63 @@ def test_only_our_own_file_is_removed(tmp_path: Path) -> None:
     theirs.abandon()
     theirs.remove_file()
     assert not path.exists()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether somebody is alone in there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def test_of_two_that_start_together_one_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the question whether somebody is there until it listens, and at the end, too: a file
+    that is there but not listened on yet looks like one of a program that is gone."""
+    seen = []
+    remove, chmod, unlink = listening._remove_stale, Path.chmod, Path.unlink
+
+    def watched_remove(address: Address) -> None:
+        seen.append(is_locked(tmp_path))
+        remove(address)
+
+    def watched_chmod(path: Path, mode: int) -> None:
+        seen.append(is_locked(tmp_path))
+        chmod(path, mode)
+
+    def watched_unlink(path: Path, missing_ok: bool = False) -> None:
+        seen.append(is_locked(tmp_path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(listening, "_remove_stale", watched_remove)
+    monkeypatch.setattr(Path, "chmod", watched_chmod)
+    monkeypatch.setattr(Path, "unlink", watched_unlink)
+    bound = bind(unix(tmp_path / "s"))
+    assert seen == [True, True], "asked, and bound but not listening yet"
+    assert not is_locked(tmp_path)
+    bound.abandon()
+    assert seen == [True, True, True]
+    assert not (tmp_path / "s").exists()
+
+
+def test_who_stays_alone_in_a_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may read a folder may lock it: nobody waits for ever."""
+    monkeypatch.setattr(listening, "FOLDER_LIMIT", 0.0)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert refused(unix(tmp_path / "s")) == (
+            f"cannot listen on unix:{tmp_path}/s: another program holds a lock on the folder "
+            f"{tmp_path}; end it or choose another path"
+        )
+    finally:
+        os.close(descriptor)
+    bind(unix(tmp_path / "s")).abandon()
