@@ -136,6 +136,7 @@ class Supervisor:
         self._error: GatewayError | None = None  # why it could not start
         self._abandoned = False                  # it ends before it has served
         self._killed = False
+        self._terminated = False                 # by a SIGTERM: the next one is a second
         self._flushing = False
         self._left_out: set[str] = set()         # names without shared cells, of which it was said
 
@@ -443,10 +444,15 @@ class Supervisor:
     def _on_terminate(self) -> None:
         if self.phase is Phase.STARTING:
             self._abandon()
+        elif self._terminated:
+            self.cut("a second signal")
         elif self.phase is Phase.SERVING:
             self.drain("SIGTERM")
         else:
-            self.cut("a second signal")
+            # An init sends it to all of us, a replaced program and its successor; a container's
+            # hook has ordered a drain before. Neither has lost its patience.
+            self.say(self.report.info, "SIGTERM: it drains already; a second one cuts")
+        self._terminated = True
 
     def _on_interrupt(self) -> None:
         if self.phase is Phase.STARTING:

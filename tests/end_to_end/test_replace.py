@@ -80,6 +80,24 @@ def test_sessions_of_the_old_one_are_told_and_end_well(
             assert behind.read_frame().payload == b"to the new one"
 
 
+def test_the_first_sigterm_of_a_replaced_program_is_patient(
+    start: Starter, upstream: Upstream
+) -> None:
+    """An init sends it to all processes of a service; whoever drains goes on draining."""
+    gateway = start(head('drain = "20s"') + route("ws", upstream.url("ws")))
+    client, service = open_ws(gateway, upstream)
+    with client, service, successor(gateway):
+        assert client.read_close().code == 1001
+        gateway.signal(signal.SIGTERM)
+        assert gateway.err.wait(lambda: "SIGTERM: it drains already" in gateway.messages, PATIENCE)
+        assert service.read_close().code == 1001
+        client.send(close_frame(1001))
+        service.send(close_frame(1001, masked=False))
+        client.finish()
+        client.expect_fin()
+        assert gateway.process.wait(PATIENCE) == 0
+
+
 def test_a_new_program_that_fails_changes_nothing(start: Starter, tmp_path: Path) -> None:
     """Its table is broken by now; the old one says so and serves on."""
     path = tmp_path / "g.sock"
