@@ -293,9 +293,10 @@ cdef class RelayLoop(RelayCarriage):
             self._finish(index)
             return
         for side in range(2):
-            if DEBUG:
-                self._check(slot, side)
             self._watch(index, side)
+        if DEBUG:
+            for side in range(2):
+                self._check(slot, side)
         self._arm(index)
 
     cdef void _check(self, Slot *slot, int side) noexcept nogil:

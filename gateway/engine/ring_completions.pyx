@@ -8,13 +8,14 @@ relays; what differs is how bytes come in, and how they go out first:
   arrived is walked in that buffer, and sent from it by one operation, submitted together with all
   that others have to send and to receive. Then the buffer is the kernel's again.
 - The next receive of a side is armed when the send of what came before has completed: that is its
-  back-pressure, and its order.
+  back-pressure, and its order. A side that closes has no send any more.
 - A send is done inside the submission and never waits in the kernel. What the socket did not take
   is queued, and goes on by polls and plain calls, as do pieces, frames of the gateway's own, and
   all that is spliced.
 - Where no buffer is left, a side is hungry: it is armed again when one has come back.
 
-Laws: one receive and one send at most are in flight for a side. While a receive is armed, nothing
+Laws: one receive and one send at most are in flight for a side. Who is to be read has a receive, a
+poll, hunger, or a send of his before him. While a receive is armed, nothing
 else reads from that socket: its bytes may be ours already. While a send is in flight, nothing else
 is sent to that socket. A buffer is dropped once by whoever walks it and once for each send.
 
@@ -345,9 +346,21 @@ cdef class RingCompletions(RingRelays):
             must_go = False                     # that has submitted all
         if must_go:
             self.ring.flush()
+        if far.sending:
+            slot.far[1 - side].mask = UNWATCHED     # its receive waited for this, which is over
         far.receiving = far.hungry = far.aside = far.polling = 0
         far.sending = 0
         far.mask = UNWATCHED
+
+    cdef void _check(self, Slot *slot, int side) noexcept nogil:
+        cdef Far *far = &slot.far[side]
+        RingRelays._check(self, slot, side)
+        law(
+            far.fd < 0 or far.fault or far.mask == UNWATCHED or not far.mask & EPOLLIN
+            or far.receiving or far.hungry or slot.far[1 - side].sending
+            or (far.polling and far.polled & EPOLLIN),
+            b"who is to be read has a receive, a poll, hunger, or a send before it",
+        )
 
     # --- For tests -------------------------------------------------------------------------------
 

@@ -335,3 +335,30 @@ def test_large_payloads_are_spliced_all_the_same(rig: SocketRig) -> None:
     assert counts is not None
     assert counts[0].spliced > 2 * MEBIBYTE
     assert engine_of(rig).form == "completions"
+
+
+# --- Ends beside a send ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", ["upstream", "client"])
+def test_who_sent_to_one_that_is_reset_is_read_on(rig: SocketRig, lost: str) -> None:
+    """Its bytes and the other's reset come in one turn: its next receive waits for a send that is
+    forgotten. It is told, and its answer is read, not waited for until `close_timeout`."""
+    rules = RelayRules(heartbeat=0.0, write_timeout=0.0, close_timeout=600.0)
+    for _ in range(8):
+        client, browser = rig.accepted()
+        upstream, server = rig.connected()
+        rig.engine.relay(client, upstream, rules)
+        rig.settle(0.01)
+        teller, other, mask = (
+            (browser, server, b"\0\0\0\0") if lost == "upstream" else (server, browser, b"")
+        )
+        assert isinstance(teller, SocketFar)
+        assert teller.sock is not None
+        teller.sock.send(frames.build_header(frames.BINARY, 100, mask) + noise(100))
+        other.reset()
+        rig.until(lambda teller=teller: b"\x88" in teller.received)  # type: ignore[misc]
+        code = b"\x03\xf6" if lost == "upstream" else b"\x03\xe9"
+        teller.send(frames.build_header(frames.CLOSE, 2, mask) + code)
+        teller.finish()
+        rig.until(lambda client=client: rig.has(client, RelayEnded))  # type: ignore[misc]
