@@ -80,6 +80,7 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags)
 
     int io_uring_submit_and_get_events(io_uring *ring)
+    int io_uring_get_events(io_uring *ring)
     int io_uring_submit_and_wait_timeout(
         io_uring *ring, io_uring_cqe **first, unsigned count, timespec64 *limit, void *signals
     )
@@ -113,3 +114,4 @@ cdef extern from "<liburing.h>" nogil:
         IORING_CQE_F_MORE
         IORING_CQE_BUFFER_SHIFT
         IORING_SQ_CQ_OVERFLOW
+        IORING_SQ_TASKRUN

@@ -12,6 +12,7 @@ cdef class RelayCarriage(RelaySlots):
     cdef Output *_out
     cdef Pipes pipes
     cdef double now
+    cdef bint took_long              # much was moved since the clock was last looked at
     cdef readonly uint64_t queues    # buffers that are allocated now
     cdef readonly uint64_t tails
     cdef readonly uint64_t calls     # plain system calls that moved, or tried to move, bytes

@@ -173,6 +173,7 @@ cdef class RelayCarriage(RelaySlots):
                 self._begin_splice(slot, side)
                 continue
             self._put_out(slot)
+        self.took_long = self.took_long or whole >= SPLICE_MIN
         if leg.raw:
             far.large = whole >= SPLICE_MIN and not rules.raw_text
         else:
@@ -356,6 +357,7 @@ cdef class RelayCarriage(RelaySlots):
         """In and out by turns, until neither moves or it is another's turn."""
         cdef int piece
         cdef bint moved_in, moved_out
+        self.took_long = True
         for piece in range(PIECES):
             moved_out = self._splice_out(slot, side)
             moved_in = self._splice_in(slot, side)

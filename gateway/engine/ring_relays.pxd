@@ -44,6 +44,7 @@ cdef class RingRelays(RelayLoop):
     cdef int _watched_room
     cdef Found _found[FOUND_MAX]
     cdef int _found_count
+    cdef double _turn_limit
     cdef int _aside
     cdef uint32_t _aside_count
     cdef bint _aside_armed

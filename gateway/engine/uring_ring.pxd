@@ -38,5 +38,7 @@ cdef class Ring:
     cdef void cancel_all(self) noexcept nogil
     cdef void flush(self) noexcept nogil
     cdef bint wait(self, double seconds) noexcept nogil
+    cdef bint _is_answered(self) noexcept nogil
+    cdef void _fetch(self) noexcept nogil
     cdef void _note(self, int result) noexcept nogil
     cdef bint take(self, Completion *completion) noexcept nogil
