@@ -111,15 +111,15 @@ def _of_workers(board: Board) -> Iterator[Metric]:
         board.statuses(),
     )
     yield _labelled(
-        "bytes", "Bytes of frames, of sessions that have ended.", "direction",
+        "bytes", "Bytes of frames; of live sessions as of the latest look.", "direction",
         {"up": totals["bytes_up"], "down": totals["bytes_down"]},
     )
     yield _labelled(
-        "messages", "Messages, of sessions that have ended.", "direction",
+        "messages", "Messages; of live sessions as of the latest look.", "direction",
         {"up": totals["messages_up"], "down": totals["messages_down"]},
     )
     yield _labelled(
-        "carried_bytes", "Bytes by how they were carried, of sessions that have ended.", "mode",
+        "carried_bytes", "Bytes by how they were carried; likewise.", "mode",
         {"copied": totals["bytes_copied"], "spliced": totals["bytes_spliced"]},
     )
     trips = SummaryMetricFamily(

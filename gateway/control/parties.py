@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway import events
+from gateway.control.shared import NOTHING_MOVED
 from gateway.errors import Fault
 from gateway.events import Command, Event, Link, RelayRules, Side
 from gateway.protocol.echo import EchoEndpoint
@@ -42,13 +43,14 @@ class Party:
     """A machine with the links that are its own now."""
 
     __slots__ = (
-        "client", "cut", "listener", "machine", "name", "rules", "unpaired", "upstream",
+        "client", "counted", "cut", "listener", "machine", "name", "rules", "unpaired", "upstream",
     )
 
     def __init__(self, machine: Machine, client: Link, name: str) -> None:
         self.machine = machine
         self.name = name
         self.cut = False                    # counted as cut
+        self.counted = NOTHING_MOVED        # what of its relay is in the counters already
         self.client: Link | None = client
         self.upstream: Link | None = None
         self.rules: RelayRules | None = None  # of its relay

@@ -2,6 +2,7 @@
 
 - Each second it writes its beat, and how late that was: the supervisor ends a worker that is
   silent, and a loop that is full shows itself.
+- Each second it counts what some of its live relays have moved (see metering.py).
 - Where it has clearly more than the others (see balance.py) it holds its listeners, so that who
   comes goes to them. That is looked at with each client, and by a timer while it holds.
 
@@ -15,6 +16,8 @@ Laws of this file:
 from collections.abc import Collection
 
 from gateway.balance import Load, holds
+from gateway.control.metering import Metering
+from gateway.control.parties import Party
 from gateway.control.report import Report
 from gateway.control.shared import Cell, Counters
 from gateway.engine.contract import Engine
@@ -34,7 +37,7 @@ class Pulse:
 
     def __init__(
         self, engine: Engine, own: Link, listeners: Collection[int], limits: Limits,
-        counters: Counters, report: Report,
+        counters: Counters, report: Report, parties: Collection[Party],
     ) -> None:
         self._engine = engine
         self._own = own
@@ -42,6 +45,7 @@ class Pulse:
         self._limits = limits
         self._counters = counters
         self._report = report
+        self._metering = Metering(engine, parties, counters)
         self._due = engine.now()
         self._dropped = 0             # lines of the report that were counted
         self._held = False
@@ -91,5 +95,6 @@ class Pulse:
         dropped = self._report.dropped
         self._counters.add(Cell.DROPPED_LINES, dropped - self._dropped)
         self._dropped = dropped
+        self._metering.turn()
         self._due = at + BEAT
         self._engine.set_timer(self._own, _BEAT, self._due)

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from gateway.balance import Load
-from gateway.events import AccessRecord, Cause
+from gateway.events import AccessRecord, Cause, LegCounts
 
 WORKERS_MAX = 256             # regions; more than one for each CPU that a machine has today
 ROUTES_MAX = 2048             # with cells of their own
@@ -71,7 +71,7 @@ class Cell(enum.IntEnum):
     DROPPED_LINES = 14
     HANDSHAKES_DELAYED = 15   # waited for their turn
     HANDSHAKES_TURNED_AWAY = 16  # were over the rate for longer than one waits
-    BYTES_UP = 17             # from clients, of relays that have ended
+    BYTES_UP = 17             # from clients, of relays
     BYTES_DOWN = 18
     MESSAGES_UP = 19
     MESSAGES_DOWN = 20
@@ -86,6 +86,14 @@ class Cell(enum.IntEnum):
 # Plain numbers, since an enum's member is slow to reach and to add.
 _CONNECTIONS, _SESSIONS = Cell.CONNECTIONS.value, Cell.SESSIONS.value
 _SERVING, _HELD = Cell.SERVING.value, Cell.HELD.value
+
+# What relays move, in one tuple: numbers that each live session keeps are to be few.
+Moved = tuple[int, int, int, int, int, int]
+_MOVED = tuple(cell.value for cell in (
+    Cell.BYTES_UP, Cell.BYTES_DOWN, Cell.MESSAGES_UP, Cell.MESSAGES_DOWN, Cell.BYTES_COPIED,
+    Cell.BYTES_SPLICED,
+))
+NOTHING_MOVED: Moved = (0, 0, 0, 0, 0, 0)
 
 GAUGES = (
     Cell.BEAT, Cell.CONNECTIONS, Cell.SESSIONS, Cell.SERVING, Cell.HELD, Cell.LAG_US,
@@ -217,8 +225,22 @@ class Counters:
         self.add(Cell.LAG_SUM_US, late_us)
         self.add(Cell.BEATS)
 
-    def record(self, record: AccessRecord) -> None:
-        """An access record is written: what it says is counted."""
+    def moved(self, counts: tuple[LegCounts, LegCounts], before: Moved) -> Moved:
+        """A relay has moved so much. Returns what is counted of it now, `before` until now."""
+        up, down = counts
+        now = (
+            up.bytes_in, down.bytes_in, up.messages, down.messages, up.copied + down.copied,
+            up.spliced + down.spliced,
+        )
+        if now == before:
+            return before
+        for cell, count, counted in zip(_MOVED, now, before, strict=True):
+            if count > counted:                  # of a session that crashed no counts are left
+                self._cells[self._base + cell] += count - counted
+        return now
+
+    def record(self, record: AccessRecord, counted: Moved = NOTHING_MOVED) -> None:
+        """An access record is written: what it says is counted, but for what is `counted`."""
         self._cells[self._base + _status_cell(record.status)] += 1
         slot = self._routes.get(record.route)
         if record.status != 101:
@@ -228,12 +250,7 @@ class Counters:
         if slot is not None and record.cause in _CAUSE_CELLS:
             self._cells[self._route_cell(slot) + _CAUSE_CELLS[record.cause]] += 1
         up, down = record.counts
-        self.add(Cell.BYTES_UP, up.bytes_in)
-        self.add(Cell.BYTES_DOWN, down.bytes_in)
-        self.add(Cell.MESSAGES_UP, up.messages)
-        self.add(Cell.MESSAGES_DOWN, down.messages)
-        self.add(Cell.BYTES_COPIED, up.copied + down.copied)
-        self.add(Cell.BYTES_SPLICED, up.spliced + down.spliced)
+        self.moved(record.counts, counted)
         if up.round_trip is not None:
             self.add(Cell.ROUND_TRIPS_CLIENT)
             self.add(Cell.ROUND_TRIP_CLIENT_US, round(up.round_trip * 1_000_000))

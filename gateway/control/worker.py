@@ -151,7 +151,7 @@ class Worker:
         if self._counters is not None:
             self._pulse = Pulse(
                 self._engine, self._own, self._listening.values(), self._desk.limits,
-                self._counters, self._report,
+                self._counters, self._report, self._sessions.keys(),
             )
             self._pulse.start()
 
@@ -595,5 +595,5 @@ class Worker:
         if self._ending and any(counts.cut for counts in command.record.counts):
             self._count_cut(party)
         if self._counters is not None:
-            self._counters.record(command.record)
+            self._counters.record(command.record, party.counted)
         self._report.access(command.record)

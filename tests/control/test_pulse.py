@@ -5,9 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway.control.metering import LOOKS
+from gateway.control.parties import Echo, Party
 from gateway.control.pulse import BEAT, LOOK, Pulse
 from gateway.control.report import Report
 from gateway.control.shared import Board, Cell, Counters, SharedMemory, Slots
+from gateway.events import AccessRecord, LegCounts
 from gateway.limits import Limits
 
 OWN = 1
@@ -21,6 +24,7 @@ class Engine:
         self.time = 50.0
         self.timers: dict[str, float] = {}
         self.calls: list[tuple[str, int]] = []
+        self.relays: dict[int, tuple[LegCounts, LegCounts]] = {}
 
     def now(self) -> float:
         """See contract.Engine."""
@@ -39,6 +43,11 @@ class Engine:
         """See contract.Engine."""
         self.calls.append(("read", link))
 
+    def inspect(self, link: int) -> tuple[LegCounts, LegCounts] | None:
+        """See contract.Engine."""
+        self.calls.append(("inspect", link))
+        return self.relays.get(link)
+
 
 class Stage:
     """One worker's pulse, and what another worker says of itself."""
@@ -48,12 +57,13 @@ class Stage:
         self.board.begin(0)
         self.board.begin(1)
         self.engine = Engine()
+        self.parties: list[Party] = []
         self.limits = Limits(max_sessions)
         self.counters = Counters(memory, 0, Slots())
         self.other = Counters(memory, 1, Slots())
         self.pulse = Pulse(
             self.engine,  # type: ignore[arg-type]
-            OWN, LISTENERS, self.limits, self.counters, report,
+            OWN, LISTENERS, self.limits, self.counters, report, self.parties,
         )
 
     def other_has(self, connections: int, *, serving: bool = True) -> None:
@@ -177,3 +187,49 @@ def test_before_a_drain_it_reads_again_and_stays_so(stage: Stage) -> None:
     assert stage.calls() == []
     stage.fire("beat")
     assert stage.board.beat(0), "it lives until it ends"
+
+
+# --- What live relays move --------------------------------------------------------------------
+
+
+def moved(board: Board) -> list[int]:
+    """What is counted, of all workers."""
+    totals = board.totals()
+    names = ("bytes_up", "bytes_down", "messages_up", "messages_down", "bytes_copied",
+             "bytes_spliced")
+    return [totals[name] for name in names]
+
+
+def test_what_a_live_relay_moves_is_counted_once(stage: Stage) -> None:
+    """At each beat what came since the one before, and the rest with its record."""
+    party = Party(Echo(), 90, "one")
+    stage.parties.append(party)
+    stage.pulse.start()
+    assert moved(stage.board) == [0] * 6                 # it is not relayed yet
+    stage.engine.relays[90] = (
+        LegCounts(bytes_in=10, messages=1, copied=10), LegCounts(bytes_in=30, spliced=30)
+    )
+    for _ in range(2):
+        stage.pulse.timed_out("beat", stage.engine.time)
+        assert moved(stage.board) == [10, 30, 1, 0, 10, 30]
+    at_the_end = (
+        LegCounts(bytes_in=15, messages=2, copied=15), LegCounts(bytes_in=31, copied=1, spliced=30)
+    )
+    record = AccessRecord(
+        session="s", client="c", peer="p", listener="l", status=101, counts=at_the_end
+    )
+    stage.counters.record(record, party.counted)
+    assert moved(stage.board) == [15, 31, 2, 0, 16, 30]
+
+
+def test_so_many_relays_are_looked_at_in_a_beat_and_then_the_others(stage: Stage) -> None:
+    """In turn; one that came meanwhile is of the next round, one that has gone costs nothing."""
+    stage.parties += [Party(Echo(), number, "") for number in range(LOOKS + 2)]
+    stage.parties[LOOKS].client = None
+    stage.pulse.start()
+    seen = [link for verb, link in stage.engine.calls if verb == "inspect"]
+    assert seen == list(range(LOOKS))
+    stage.pulse.timed_out("beat", stage.engine.time)
+    assert stage.engine.calls[-1] == ("inspect", LOOKS + 1)
+    stage.pulse.timed_out("beat", stage.engine.time)
+    assert stage.engine.calls[-1] == ("inspect", LOOKS - 1)

@@ -240,3 +240,14 @@ def test_totals_outlive_a_worker(start: Starter, client: Client) -> None:
     assert found["gateway_sessions_open route=echo"] == 0
     assert found["gateway_worker_restarts_total"] == 1
     assert gateway.ask("status")["workers"][0]["restarts"] == 1
+
+
+def test_metrics_have_what_live_sessions_move(start: Starter, client: Client) -> None:
+    """Not only at their end, which may be days away; and not twice then."""
+    gateway = start(head(ADMIN) + ECHO)
+    one = client(gateway)
+    wait_for(lambda: samples(gateway)["gateway_messages_total direction=up"] == 1)
+    assert samples(gateway)["gateway_sessions_open route=echo"] == 1
+    one.close()
+    gateway.record(cause="closed")
+    assert samples(gateway)["gateway_messages_total direction=up"] == 1
