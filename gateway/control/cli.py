@@ -37,6 +37,10 @@ EXIT_USAGE = 2
 _UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
+# Signals that a gateway does not end by, and what they did before `main`.
+_HELD: dict[signal.Signals, Any] = {}
+
+
 class _TablePath(click.Path):
     """A file or folder by its name. `Path("")` would be the folder where we happen to be."""
 
@@ -85,6 +89,8 @@ def command(context: click.Context, routes: Path | None) -> None:
     standard output, everything else to standard error.
     """
     if context.invoked_subcommand is not None:
+        for number, handler in _HELD.items():    # what only asks ends with its terminal
+            signal.signal(number, handler)
         if routes is not None:
             raise click.UsageError(
                 f"--routes is for serving; write: gateway {context.invoked_subcommand} PATH"
@@ -171,6 +177,9 @@ for each in COMMANDS:
 
 def main() -> None:
     """The entry of the `gateway` command; always ends the process."""
+    # Until the supervisor hears them: nobody who sends these means to end us.
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        _HELD[number] = signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     _fill_standard_descriptors()

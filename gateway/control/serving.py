@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import resource
-import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -42,9 +41,6 @@ def serve(path: Path) -> int:
 
     Raises `TableErrors`, `EngineRefused`, `ListenError` or `StartFailed` before anything is served.
     """
-    # Until the supervisor hears them, too: nobody who sends them means to end us.
-    for number in (signal.SIGHUP, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     seen = config.digest(path)
     table, warnings = config.check(path)
     descriptors = raise_descriptor_limit()     # before an engine, which goes by it

@@ -309,6 +309,33 @@ def test_sighup_does_not_end_it(table: Path) -> None:
         assert "ended accepted=0" in err
 
 
+def run_signalled(patch: str, *arguments: str) -> int:
+    """The exit code of the command, in which something sends SIGHUP and SIGUSR2."""
+    code = (
+        "import os, signal, sys\n"
+        "from gateway.control import cli, config\n"
+        "numbers = (signal.SIGHUP, signal.SIGUSR2)\n"
+        "for number in numbers: signal.signal(number, signal.SIG_DFL)\n"  # as a shell starts it
+        "def signalled(*_):\n"
+        "    for number in numbers:\n"
+        "        os.kill(os.getpid(), number)\n"
+        f"{patch} = signalled\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+    return ended.returncode
+
+
+def test_signals_for_a_gateway_that_serves_do_not_end_one_that_starts() -> None:
+    """From the beginning on: to load what serving needs takes its time."""
+    assert run_signalled("cli._fill_standard_descriptors", "--version") == 0
+
+
+def test_a_command_ends_with_its_terminal(table: Path) -> None:
+    assert run_signalled("config.check", "check", str(table)) == -signal.SIGHUP
+
+
 def test_it_may_be_started_without_standard_descriptors(table: Path) -> None:
     """No socket of a client may become descriptor 1."""
     code = f"exec {shlex.quote(sys.executable)} -m gateway check {table} <&- >&- 2>&-"
