@@ -39,6 +39,7 @@ import json
 import os
 import pickle
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.events import Address
@@ -46,6 +47,7 @@ from gateway.table import EndpointEntry, Table
 
 ANSWER_MAX = 256 * 1024
 RECEIVE_MAX = 64 * 1024
+SOCKETS_MAX = 253             # SCM_MAX_FD: what one message carries, unix(7)
 
 Message = dict[str, Any]
 Endpoints = dict[str, list[tuple[EndpointEntry, Address]]]
@@ -151,10 +153,17 @@ def socket_pairs() -> tuple[tuple[socket.socket, socket.socket], tuple[socket.so
     return lines, lane
 
 
-def send_socket(lane: socket.socket, index: int, listening: socket.socket) -> None:
-    """Send a listening socket under its number. Raises OSError: BlockingIOError where the worker
-    has not taken what was sent before."""
-    socket.send_fds(lane, [b"%d" % index], [listening.fileno()])
+def send_sockets(lane: socket.socket, sockets: Mapping[int, socket.socket]) -> None:
+    """Send listening sockets under their numbers. Raises OSError: BlockingIOError where the worker
+    has not taken what was sent before.
+
+    Many go in one message: of messages a lane takes no more than some hundreds.
+    """
+    numbers = list(sockets)
+    for start in range(0, len(numbers), SOCKETS_MAX):
+        some = numbers[start : start + SOCKETS_MAX]
+        text = ",".join(map(str, some)).encode("ascii")
+        socket.send_fds(lane, [text], [sockets[number].fileno() for number in some])
 
 
 def receive_sockets(lane: socket.socket) -> dict[int, socket.socket]:
@@ -163,12 +172,16 @@ def receive_sockets(lane: socket.socket) -> dict[int, socket.socket]:
     found: dict[int, socket.socket] = {}
     while True:
         try:
-            index, descriptors, _, _ = socket.recv_fds(lane, 64, 1)
+            text, descriptors, _, _ = socket.recv_fds(lane, RECEIVE_MAX, SOCKETS_MAX)
         except BlockingIOError:
             return found
-        if not index:
+        if not text:
             return found                   # the supervisor is gone; the channel says so, too
-        if not descriptors:                # the kernel says no more than MSG_CTRUNC (unix(7))
+        numbers = [int(number) for number in text.split(b",")]
+        for number, descriptor in zip(numbers, descriptors, strict=False):
+            os.set_inheritable(descriptor, False)
+            found[number] = socket.socket(fileno=descriptor)
+        if len(descriptors) < len(numbers):    # the kernel says only MSG_CTRUNC (unix(7))
+            for each in found.values():
+                each.close()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        os.set_inheritable(descriptors[0], False)
-        found[int(index)] = socket.socket(fileno=descriptors[0])

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import cast
 
-from gateway.control.channel import Lines, Message, encode, send_socket
+from gateway.control.channel import Lines, Message, encode, send_sockets
 from gateway.control.cpus import usable
 from gateway.control.listening import Bound
 from gateway.control.spawning import Spawned
@@ -58,6 +58,8 @@ class WorkerHandle(asyncio.Protocol):
         self.version = -1                        # of the terms that it goes by
         self.given: set[int] = set()             # numbers of the listeners whose sockets it has
         self.served = False                      # it has had the chance of having sessions
+        self.drains = False                      # it was told to end
+        self.counted: dict[str, int] = {}        # by those who had its number before
         self.code: int | None = None             # of its exit; negative: the signal that killed it
         self.ended: Message | None = None        # its last line, where it came to say one
         self._spawned = spawned
@@ -99,9 +101,8 @@ class WorkerHandle(asyncio.Protocol):
     def give(self, bound: dict[int, Bound]) -> None:
         """Give it these listening sockets, before the line that speaks of them. Raises OSError:
         BlockingIOError where it has not taken what it was given before."""
-        for number, each in bound.items():
-            send_socket(self._spawned.lane, number, each.socket)
-            self.given.add(number)
+        send_sockets(self._spawned.lane, {number: each.socket for number, each in bound.items()})
+        self.given.update(bound)
 
     def pin(self, *, pinned: bool) -> None:
         """Let it run on one CPU, in turn over those that there are, or on all of them."""
@@ -111,8 +112,13 @@ class WorkerHandle(asyncio.Protocol):
 
     def leave(self, seconds: float, cause: str) -> None:
         """Have it end gently: others go on accepting."""
+        self.end({"do": "drain", "seconds": seconds, "cause": cause, "others": True})
+
+    def end(self, message: Message) -> None:
+        """Have it end, in the way that the message says."""
+        self.drains = True
         self.state = WorkerState.DRAINING
-        self.tell({"do": "drain", "seconds": seconds, "cause": cause, "others": True})
+        self.tell(message)
 
     def kill(self) -> None:
         """End the process at once."""
@@ -144,9 +150,10 @@ class WorkerHandle(asyncio.Protocol):
                 self._waiting[number].set_result(message)
 
     def _hear(self, message: Message) -> None:
-        if message["is"] == "serving" and self.state is WorkerState.STARTING:
-            self.state = WorkerState.SERVING
+        if message["is"] == "serving":
             self.served = True
+            if self.state is WorkerState.STARTING:
+                self.state = WorkerState.SERVING
         elif message["is"] == "ended":
             self.ended = message
         self._heard(self, message)

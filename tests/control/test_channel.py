@@ -63,8 +63,8 @@ def lane() -> Iterator[tuple[socket.socket, socket.socket]]:
 def test_sockets_arrive_under_their_numbers(lane: tuple[socket.socket, socket.socket]) -> None:
     assert channel.receive_sockets(lane[1]) == {}
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as two:
-        channel.send_socket(lane[0], 3, one)
-        channel.send_socket(lane[0], 12, two)
+        channel.send_sockets(lane[0], {3: one})
+        channel.send_sockets(lane[0], {12: two})
         got = channel.receive_sockets(lane[1])
         assert list(got) == [3, 12]
         assert got[3].getsockname() == one.getsockname()
@@ -74,10 +74,24 @@ def test_sockets_arrive_under_their_numbers(lane: tuple[socket.socket, socket.so
             each.close()
 
 
+def test_many_sockets_arrive_though_nobody_reads_yet(
+    lane: tuple[socket.socket, socket.socket],
+) -> None:
+    """More than a lane takes messages, and more than one message carries."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        channel.send_sockets(lane[0], dict.fromkeys(range(100, 700), one))
+        got = channel.receive_sockets(lane[1])
+        assert list(got) == list(range(100, 700))
+        for each in got.values():
+            assert each.getsockname() == one.getsockname()
+            assert not os.get_inheritable(each.fileno())
+            each.close()
+
+
 def test_a_lane_that_nobody_reads_says_so(lane: tuple[socket.socket, socket.socket]) -> None:
     def fill(listening: socket.socket) -> None:
         for number in range(100_000):
-            channel.send_socket(lane[0], number, listening)
+            channel.send_sockets(lane[0], {number: listening})
 
     with socket.create_server(("127.0.0.1", 0)) as one, pytest.raises(BlockingIOError):
         fill(one)

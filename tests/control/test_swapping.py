@@ -74,7 +74,7 @@ class Rig:
     def send(self, number: int) -> None:
         """A listening socket of this number comes down the lane."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
-            channel.send_socket(self.lane, number, listening)
+            channel.send_sockets(self.lane, {number: listening})
 
     def prepare(
         self, table: Table, *where: Address, numbers: tuple[int, ...] = (0,)
