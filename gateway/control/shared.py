@@ -462,6 +462,11 @@ class Board:
             self._cells[base + _ENDPOINTS_AT + slot] = 0
         self.memory.forget_clients(worker)
 
+    def cut(self, worker: int, sessions: int) -> None:
+        """The worker with this index is dead, and so many sessions were cut with it: nobody else
+        writes into its cells now."""
+        self._cells[_region(worker) + Cell.CUT] += sessions
+
     def beat(self, worker: int) -> int:
         """When it last said that it lives, on CLOCK_MONOTONIC in ns; 0 before the first time."""
         return self._cells[_region(worker) + Cell.BEAT]

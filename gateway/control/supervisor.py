@@ -64,6 +64,7 @@ class Totals:
     accepted: int = 0
     cut: int = 0
     dropped: int = 0
+    died: int = 0             # workers, in a drain: that not all ended well is known by this
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ class Supervisor:
             "ended", accepted=self.totals.accepted, cut=self.totals.cut,
             dropped=self.totals.dropped + self.report.dropped,
         )
-        return EXIT_CUT if self.totals.cut else 0
+        return EXIT_CUT if self.totals.cut or self.totals.died else 0
 
     @contextlib.contextmanager
     def _hear_signals(self) -> Iterator[None]:
@@ -194,6 +195,7 @@ class Supervisor:
         self.workers.append(worker)
         self._coming.discard(index)
         self.board.begin(index)
+        worker.counted = self.board.of_worker(index)
         await worker.open()
         if self.terms.table.gateway.pin:
             worker.pin(pinned=True)
@@ -301,9 +303,10 @@ class Supervisor:
         self._later(self.notifier.interval, self._tell_alive)
 
     def _look(self) -> None:
-        """End workers that do not turn any more: their sessions are lost already."""
+        """End workers that do not turn any more, those that drain, too: their sessions are lost
+        already."""
         self._later(LOOK, self._look)
-        watched = [(one, one.born, self.board.beat(one.index) / 1e9) for one in self.live]
+        watched = [(one, one.born, self.board.beat(one.index) / 1e9) for one in self.workers]
         for worker, silent in self._vigil.hung(time.monotonic(), watched):
             self.say(self.report.error, "a worker hangs; it is killed", worker=worker.index,
                      pid=worker.pid, silent=round(silent, 3))
@@ -340,38 +343,48 @@ class Supervisor:
 
     def _gone(self, worker: WorkerHandle) -> None:
         """A process has ended: as it should, or not."""
-        told = worker.ended
         self.workers.remove(worker)
+        self._settle(worker)
         self.board.bury(worker.index)
-        if told is not None:
-            self.totals.accepted += told["accepted"]
-            self.totals.cut += told["cut"]
-            self.totals.dropped += told["dropped"]
         if self.phase is Phase.STARTING:
             self._error = self._error or StartFailed(
                 f"worker {worker.index} ended before it served: {worker.how_it_ended}"
             )
             self._abandon()
-        elif told is None and not self._abandoned:
+        elif worker.ended is None and not self._abandoned:
             self._died(worker)
         elif self.phase is Phase.SERVING:
             self._replace(worker.index)          # there were to be fewer, and now more again
         if self.phase is Phase.ENDING and not self.workers:
             self._over.set()
 
+    def _settle(self, worker: WorkerHandle) -> None:
+        """Add what it had counted to the totals. What one that died in its drain had open is cut,
+        by us instead of by itself."""
+        told = worker.ended
+        if told is None:
+            now, before = self.board.of_worker(worker.index), worker.counted
+            open_at_death = now["sessions"] if worker.drains else 0
+            self.board.cut(worker.index, open_at_death)
+            told = {
+                "accepted": now["accepted"] - before["accepted"],
+                "cut": now["cut"] - before["cut"] + open_at_death,
+                "dropped": now["dropped_lines"] - before["dropped_lines"],
+            }
+        self.totals.accepted += told["accepted"]
+        self.totals.cut += told["cut"]
+        self.totals.dropped += told["dropped"]
+
     def _died(self, worker: WorkerHandle) -> None:
         """It crashed, or somebody killed it: all its sessions are lost."""
         how: dict[str, Value] = {
             "worker": worker.index, "pid": worker.pid, "ended_by": worker.how_it_ended,
         }
-        if self.phase is Phase.ENDING:
-            if not worker.served:
-                return
-            self.totals.cut += 1                 # at the least: that not all ended well is known
-            self.say(self.report.error, "a worker died in its drain", **how)
-            return
-        if worker.state is WorkerState.DRAINING:
-            self.say(self.report.error, "a worker died in its drain", **how)
+        if self.phase is Phase.ENDING or worker.drains:
+            if worker.served:
+                self.totals.died += 1
+                self.say(self.report.error, "a worker died in its drain", **how)
+            self._replace(worker.index)          # there were to be fewer, and now more again
             return
         self.restarts[worker.index] = self.restarts.get(worker.index, 0) + 1
         lived = time.monotonic() - worker.born
@@ -509,7 +522,8 @@ class Supervisor:
         self.notifier.stopping("draining" if message["do"] == "drain" else "ending")
         if self._replacement is not None and not self.sockets.given_away:
             self._replacement.cancel()
-        self.broadcast(message)
+        for worker in self.workers:
+            worker.end(message)
         for each in self.terms.bound.values():
             each.socket.close()
         self._later(seconds, self._kill_rest)

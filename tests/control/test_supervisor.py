@@ -4,6 +4,7 @@ What clients see of it is in tests/end_to_end/test_workers.py.
 """
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.kit import Gateway, head, launch, route
+from end_to_end.wire import upgrade
 from gateway.control.shared import ROUTES_MAX
 
 TABLE = head() + route("echo", "builtin:echo")
@@ -93,6 +95,46 @@ def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
         assert gateway.wait() == 4
 
 
+def test_what_a_worker_had_that_dies_in_a_drain_is_cut(tmp_path: Path) -> None:
+    """No more and no less; who asks meanwhile hears that it drains."""
+    table = head('drain = "60s"') + route("echo", "builtin:echo")
+    with launch(table, tmp_path) as one, contextlib.ExitStack() as clients:
+        for _ in range(3):
+            client = clients.enter_context(one.connect())
+            client.send(upgrade("/echo"))
+            assert client.read_head().status == 101
+        one.signal(signal.SIGTERM)
+        said(one, "draining")
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(PATIENCE)
+            asking.connect(str(tmp_path / "control.sock"))
+            asking.sendall(b'{"do":"status"}\n')
+            with asking.makefile() as answers:
+                (worker,) = json.loads(answers.readline())["workers"]
+        assert worker["state"] == "draining"
+        os.kill(worker["pid"], signal.SIGKILL)
+        assert one.wait() == 4
+        said(one, "a worker died in its drain")
+        (ended,) = said(one, '"ended"')
+        assert '"accepted":3' in ended
+        assert '"cut":3' in ended
+
+
+def test_a_worker_that_hangs_in_a_drain_is_killed(tmp_path: Path) -> None:
+    """Long before the drain is over: nobody is served by it any more."""
+    with launch(head('drain = "600s"') + route("echo", "builtin:echo"), tmp_path) as one:
+        (worker,) = one.workers
+        with one.connect() as client:
+            client.send(upgrade("/echo"))
+            assert client.read_head().status == 101
+            one.signal(signal.SIGTERM)
+            said(one, "draining")
+            os.kill(worker, signal.SIGSTOP)
+            assert f'"pid":{worker}' in said(one, "a worker hangs; it is killed")[0]
+            assert one.wait() == 4
+        assert '"cut":1' in said(one, '"ended"')[0]
+
+
 def test_many_workers_share_the_addresses(tmp_path: Path) -> None:
     """The start line says how many; each accepts; all end with the supervisor."""
     with launch(head("workers = 3", "pin = true") + route("echo", "builtin:echo"), tmp_path) as one:
@@ -115,6 +157,16 @@ def test_many_workers_share_the_addresses(tmp_path: Path) -> None:
         one.signal(signal.SIGTERM)
         assert one.wait() == 0
         assert '"accepted":5' in said(one, '"ended"')[0]
+
+
+def test_hundreds_of_listeners(tmp_path: Path) -> None:
+    """More than the lane to a worker takes messages, before that one reads."""
+    files = [f"unix:{tmp_path}/{number}" for number in range(400)]
+    with launch(head(listen=files) + route("echo", "builtin:echo"), tmp_path) as one:
+        for number in (0, 399):
+            with one.connect(number) as client:
+                client.send(upgrade("/echo"))
+                assert client.read_head().status == 101
 
 
 def test_clients_are_accepted_while_load_balancers_learn(tmp_path: Path) -> None:
