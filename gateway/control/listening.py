@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.control.holders import holders
 from gateway.errors import ListenError
 from gateway.events import Address
 from gateway.table import Listener
@@ -109,7 +110,11 @@ def _bind_tcp(listener: Listener) -> Bound:
 def _tcp_message(address: Address, error: OSError) -> str:
     """Place, cause, remedy."""
     if error.errno == errno.EADDRINUSE:
-        why = f"another process listens there; end it or choose another port ({_who(address)})"
+        shows = f"ss -ltnp 'sport = :{address.port}' shows which"
+        why = (
+            "another process listens there; end it or choose another port "
+            f"({holders(address) or shows})"
+        )
     elif error.errno in (errno.EACCES, errno.EPERM):
         why = (
             f"port {address.port} needs root or CAP_NET_BIND_SERVICE; choose a port from 1024 on, "
@@ -126,11 +131,6 @@ def _tcp_message(address: Address, error: OSError) -> str:
     else:
         why = error.strerror or str(error)
     return f"cannot listen on {address}: {why}"
-
-
-def _who(address: Address) -> str:
-    """The command that shows who has the port."""
-    return f"ss -ltnp 'sport = :{address.port}' shows which"
 
 
 # --- Unix -------------------------------------------------------------------------------------
@@ -225,9 +225,10 @@ def _remove_stale(address: Address) -> None:
         number = asking.connect_ex(address.path)
     # A full backlog (EAGAIN) is somebody who listens, too.
     if number in (0, errno.EAGAIN):
+        who = holders(address)
         raise ListenError(
             f"cannot listen on {address}: another process listens there; end it or choose another "
-            "path"
+            f"path{who and f' ({who})'}"
         )
     if number == errno.ECONNREFUSED:
         try:

@@ -62,8 +62,17 @@ def test_a_second_gateway_is_refused() -> None:
     port = first.address.port
     assert refused(tcp(port=port)) == (
         f"cannot listen on 127.0.0.1:{port}: another process listens there; end it or choose "
-        f"another port (ss -ltnp 'sport = :{port}' shows which)"
+        f"another port (process id {os.getpid()})"
     )
+    first.abandon()
+
+
+def test_who_has_it_may_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of somebody else: then the command is said that root may ask."""
+    monkeypatch.setattr(listening, "holders", lambda _address: "")
+    first = bind(tcp())
+    port = first.address.port
+    assert refused(tcp(port=port)).endswith(f" (ss -ltnp 'sport = :{port}' shows which)")
     first.abandon()
 
 
@@ -123,7 +132,10 @@ def test_a_live_socket_is_not_replaced(tmp_path: Path) -> None:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         client.connect_ex(str(path))
         waiting.append(client)
-    assert "another process listens there" in refused(unix(path))
+    assert refused(unix(path)) == (
+        f"cannot listen on unix:{path}: another process listens there; end it or choose another "
+        f"path (process id {os.getpid()})"
+    )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
         assert client.connect_ex(str(path)) != 111
     for client in waiting:

@@ -16,7 +16,11 @@ import pytest
 
 from end_to_end.kit import Gateway, head, launch, route
 from end_to_end.wire import upgrade
+from gateway.control.listening import bind
 from gateway.control.shared import ROUTES_MAX
+from gateway.errors import ListenError
+from gateway.events import Address
+from gateway.table import Listener
 
 TABLE = head() + route("echo", "builtin:echo")
 PATIENCE = 20.0
@@ -83,6 +87,20 @@ def test_workers_without_their_supervisor_end(gateway: Gateway) -> None:
     assert said(gateway, "the supervisor is gone")
     assert gateway.err.wait(lambda: gateway.err.ended, PATIENCE), "it still has our pipe"
     assert not Path(f"/proc/{worker}/fd/0").exists()
+
+
+def test_who_keeps_the_address_is_named(gateway: Gateway) -> None:
+    """A stopped worker cannot see that its supervisor is gone."""
+    (worker,) = gateway.workers
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        gateway.process.kill()
+        gateway.process.wait(PATIENCE)
+        with pytest.raises(ListenError, match=f": kill -KILL {worker}\\)$"):
+            bind(Listener(address=Address(host="127.0.0.1", port=gateway.port)))
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    assert gateway.err.wait(lambda: gateway.err.ended, PATIENCE)
 
 
 def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
