@@ -26,6 +26,8 @@ class Leg:
     """One side of a relay. The driver reads `queue`, `queued`, `reading` and `fate`."""
 
     __slots__ = (
+        "acknowledged",
+        "behind",
         "bytes_in",
         "bytes_out",
         "clogged",
@@ -42,6 +44,7 @@ class Leg:
         "ping_at",
         "ping_payload",
         "pings_sent",
+        "pings_waiting",
         "probe_at",
         "queue",
         "queued",
@@ -69,9 +72,12 @@ class Leg:
         self.heard_at = now                     # last byte from this side
         self.cut = False                        # reset while bytes or a farewell waited for it
         self.taken_at = now                     # last progress of its queue
+        self.acknowledged = 0                   # of bytes_out, as far as the far end took them
+        self.behind = False                     # when that was asked last, some were on their way
         self.probe_at: float | None = None      # silence since then counts as lost
         self.ping_at = 0.0
-        self.ping_payload = b""                 # of our ping that was not answered yet
+        self.ping_payload = b""                 # of our latest ping
+        self.pings_waiting = 0                  # of ours, that were not answered
         self.foreign_ping_at: float | None = None  # an unanswered ping that passed to this side
         self.pings_sent = 0
         self.round_trip: float | None = None
@@ -102,8 +108,14 @@ class Leg:
             self.cut = True
             self.drop()
 
+    def give_up(self) -> None:
+        """Its time is over: RESET, which loses what the kernel still has for it, too."""
+        self.cut = self.cut or self.behind
+        self.raise_fate(Fate.RESET)
+
     def drop(self) -> None:
         """Forget what waits for it."""
+        self.behind = False
         self.pending = None
         self.queue.clear()
         self.queued = 0

@@ -32,13 +32,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway import frames
+from gateway import frames, heartbeat
 from gateway.events import Cause, LegCounts, RelayRules, Side
 from gateway.frames import Kind, Step, TextWrapper
+from gateway.heartbeat import Found
 from gateway.leg import Fate, Leg
-
-PING_PAYLOAD = 8                   # bytes; random, so that no foreign pong is taken for ours
-PING_RETRY = 0.25                  # seconds until a ping is tried again that met an open frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +195,12 @@ class Relay:
         if not self.is_open:
             self._look(now)
 
-    def acknowledged(self, side: Side, now: float) -> None:
-        """The far end took bytes that had left this side's queue for the kernel."""
-        self.legs[side].taken_at = now
-        self._set_deadline(now)
+    def acknowledged(self, side: Side, waiting: int, now: float) -> None:
+        """Of what left this side's queue the kernel has `waiting` bytes that the far end has not
+        taken. Tell it when the deadline has come, and look at the deadline again."""
+        heartbeat.note_taken(self.legs[side], waiting, now)
+        if not self.is_open:
+            self._set_deadline(now)
 
     def end(self, cause: Cause, now: float, rules: RelayRules | None = None) -> None:
         """End it by order: DRAIN, SESSION_TIMEOUT, POLICY..., or KILLED, which also hurries. With
@@ -275,9 +275,7 @@ class Relay:
             self._closed(leg, other, step, now)
             return False
         if step.opcode == frames.PONG:
-            if leg.ping_payload and step.payload == leg.ping_payload:
-                leg.ping_payload = b""
-                leg.round_trip = now - leg.ping_at
+            if heartbeat.is_own_pong(leg, step.payload, now):
                 return True
             leg.foreign_ping_at = None
         if not other.raw:
@@ -401,7 +399,7 @@ class Relay:
             self._end(Cause.UNANSWERED, other.side, "Close was not answered", now)
         else:
             self._settle(Cause.FINISHED, first.side, "the other side did not finish in time", now)
-            other.raise_fate(Fate.RESET)
+            other.give_up()
             first.raise_fate(Fate.RESET if other.cursor.in_frame else Fate.CLOSE)
 
     def _settle(self, cause: Cause, side: Side | None, detail: str, now: float) -> None:
@@ -421,7 +419,7 @@ class Relay:
         farewell = FAREWELLS[cause]
         offender, other = self.legs[side], self.legs[1 - side]
         if farewell.reset:
-            offender.raise_fate(Fate.RESET)
+            offender.give_up()
         if other.raw:
             other.raise_fate(Fate.RESET)
         else:
@@ -518,29 +516,10 @@ class Relay:
 
     def _is_silent(self, leg: Leg, now: float) -> bool:
         """Ping a leg that is quiet; True if it gave no sign of life after that."""
-        rules = self._rules
-        if not leg.reading:
-            leg.probe_at = None                 # back-pressure: nothing that it says is heard
-            return False
-        if leg.probe_at is not None:
-            if leg.heard_at < leg.probe_at:
-                return now >= leg.probe_at + rules.heartbeat_timeout
-            leg.probe_at = None
-        if now < leg.heard_at + rules.heartbeat:
-            return False
-        foreign = leg.foreign_ping_at
-        if foreign is not None and foreign < leg.heard_at:
-            foreign = leg.foreign_ping_at = None     # it spoke since then, and not to answer
-        if foreign is not None:
-            # RFC 6455 5.5.3: it may answer the latest ping only, so ours would hide the other's.
-            leg.probe_at = foreign if foreign > leg.heard_at else now
-        elif not self.legs[1 - leg.side].cursor.in_frame:
-            leg.ping_payload = self._random_bytes(PING_PAYLOAD)
-            mask = self._random_bytes(4) if leg.side is Side.UPSTREAM else b""
-            self._put(leg, frames.build_frame(frames.PING, leg.ping_payload, mask), now)
-            leg.pings_sent += 1
-            leg.ping_at = leg.probe_at = now
-        return False
+        found = heartbeat.look(leg, self._rules, now)
+        if found is Found.QUIET and not self.legs[1 - leg.side].cursor.in_frame:
+            self._put(leg, heartbeat.build_ping(leg, self._random_bytes, now), now)
+        return found is Found.SILENT
 
     def _stalled_at(self, leg: Leg) -> float:
         """When a side is given up unless it takes a byte. Where `write_timeout` is off that is
@@ -592,9 +571,4 @@ class Relay:
 
     def _heartbeat_at(self, leg: Leg, now: float) -> float:
         """When this leg is to be looked at for its heartbeat."""
-        if not leg.reading:
-            return now + self._rules.heartbeat
-        if leg.probe_at is not None and leg.heard_at < leg.probe_at:
-            return leg.probe_at + self._rules.heartbeat_timeout
-        at = leg.heard_at + self._rules.heartbeat
-        return at if at > now else now + min(PING_RETRY, self._rules.heartbeat)
+        return heartbeat.look_at(leg, self._rules, now)

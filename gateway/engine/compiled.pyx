@@ -29,7 +29,7 @@ from gateway.engine.relay cimport (
     relay_wrapped,
 )
 from gateway.engine.relay_report cimport cause_number, counts_of, outcome_of, rules_from
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from gateway.engine.relay_report import CAUSES, FAULTS
 from gateway.events import Side
@@ -174,8 +174,8 @@ cdef class CompiledRelay:
             count -= len(first)
             queue.popleft()
 
-    def acknowledged(self, int side, double now):
-        relay_acknowledged(&self._relay, &self._rules, side, now)
+    def acknowledged(self, int side, uint64_t waiting, double now):
+        relay_acknowledged(&self._relay, &self._rules, side, waiting, now)
 
     def tick(self, double now):
         self._begin()

@@ -4,7 +4,7 @@ This is the page to read first: a driver (`epoll_relays.pyx`, later the ring's) 
 the sockets and what is queued, and calls these functions without the GIL.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from gateway.engine.payload cimport Utf8
 
@@ -61,7 +61,9 @@ cdef struct Leg:
     uint64_t spliced            # of bytes_in
     uint64_t wrapped
     uint64_t queued
+    int64_t acknowledged        # of bytes_out, as far as the far end took them
     uint32_t pings_sent
+    uint32_t pings_waiting      # of ours, that were not answered
     int32_t close_received
     int32_t close_sent
     int32_t pending_code        # of a farewell that waits for the end of a frame
@@ -74,8 +76,8 @@ cdef struct Leg:
     uint8_t cut                 # reset while bytes or a farewell waited for it
     uint8_t clogged
     uint8_t reading
-    uint8_t ping_waits          # ping_payload is ours and was not answered
-    uint8_t ping_payload[8]
+    uint8_t behind              # when that was asked last, some were on their way
+    uint8_t ping_payload[8]     # of our latest ping
 
 cdef struct Rules:
     # One route's terms; shared by its relays, by index.
@@ -150,7 +152,7 @@ cdef void relay_sent(
     Relay *relay, const Rules *rules, int side, size_t size, double now
 ) noexcept nogil
 cdef void relay_acknowledged(
-    Relay *relay, const Rules *rules, int side, double now
+    Relay *relay, const Rules *rules, int side, uint64_t waiting, double now
 ) noexcept nogil
 cdef void relay_tick(Relay *relay, const Rules *rules, double now, Output *out) noexcept nogil
 cdef void relay_end(

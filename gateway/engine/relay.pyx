@@ -17,9 +17,12 @@ Laws of this file:
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcmp, memcpy, memmove, memset, strlen
+from libc.string cimport memcpy, memmove, memset, strlen
 
 from gateway.engine.codes cimport *
+from gateway.engine.heartbeat cimport (
+    PING_PAYLOAD, QUIET, SILENT, heartbeat_at, heartbeat_look, is_own_pong, note_ping, note_taken,
+)
 from gateway.engine.headers cimport advance, broken, build_header, look, open_frame
 from gateway.engine.payload cimport Utf8, is_utf8, may_be_sent, unmask, utf8_walk
 
@@ -153,7 +156,13 @@ cdef inline void raise_fate(Leg *leg, int fate) noexcept nogil:
         leg.fate = <uint8_t>fate
     if leg.fate == RESET and (leg.queued or leg.pending):
         leg.cut = 1
-        leg.queued = leg.pending = 0
+        leg.queued = leg.pending = leg.behind = 0
+
+
+cdef inline void give_up(Leg *leg) noexcept nogil:
+    """Its time is over: RESET, which loses what the kernel still has for it, too."""
+    leg.cut |= leg.behind
+    raise_fate(leg, RESET)
 
 
 # --- The walk: gateway.frames.Cursor; its headers are in headers.pxd ----------------------------
@@ -217,9 +226,7 @@ cdef int control(
         on_close(relay, rules, side, code, frame, size + length, now, out)
         return 0
     if opcode == OP_PONG:
-        if leg.ping_waits and length == 8 and memcmp(payload, leg.ping_payload, 8) == 0:
-            leg.ping_waits = 0
-            leg.round_trip = now - leg.ping_at
+        if is_own_pong(leg, payload, length, now):
             own[0] = True
             return 0
         leg.foreign_ping_at = 0
@@ -468,7 +475,7 @@ cdef void relay_lost(
     cdef Leg *leg = &relay.legs[side]
     cdef Leg *other = &relay.legs[1 - side]
     leg.gone = 1
-    leg.queued = leg.pending = 0
+    leg.queued = leg.pending = leg.behind = 0
     if not relay.cause:
         end_with(relay, rules, C_LOST, side, detail, now, out)
     elif other.pending:
@@ -493,10 +500,11 @@ cdef void relay_sent(
 
 
 cdef void relay_acknowledged(
-    Relay *relay, const Rules *rules, int side, double now
+    Relay *relay, const Rules *rules, int side, uint64_t waiting, double now
 ) noexcept nogil:
-    relay.legs[side].taken_at = now
-    set_deadline(relay, rules, now)
+    note_taken(&relay.legs[side], waiting, now)
+    if not relay_is_open(relay):
+        set_deadline(relay, rules, now)
 
 
 cdef void relay_end(
@@ -644,7 +652,7 @@ cdef void unanswered(Relay *relay, const Rules *rules, double now, Output *out) 
         end_with(relay, rules, C_UNANSWERED, 1 - relay.first, D_NO_ANSWER, now, out)
     else:
         settle(relay, rules, C_FINISHED, relay.first, D_NO_FINISH, now)
-        raise_fate(other, RESET)
+        give_up(other)
         raise_fate(first, RESET if other.cursor.remaining else CLOSE)
 
 
@@ -672,7 +680,7 @@ cdef void end_with(
         return
     offender, other = &relay.legs[side], &relay.legs[1 - side]
     if cause in (C_LOST, C_SILENT, C_STALLED, C_UNANSWERED):
-        raise_fate(offender, RESET)
+        give_up(offender)
         code = 0
     elif cause == C_CUT:
         code = FIN_ONLY                         # it has finished: at most a frame is under way
@@ -876,29 +884,18 @@ cdef bint is_silent(
 ) noexcept nogil:
     """Ping a leg that is quiet; True if it gave no sign of life after that."""
     cdef Leg *leg = &relay.legs[side]
+    cdef int found = heartbeat_look(leg, rules, now)
     cdef uint8_t *frame
     cdef size_t whole
-    if not leg.reading:
-        leg.probe_at = 0                        # back-pressure: nothing that it says is heard
-        return False
-    if leg.probe_at != 0:
-        if leg.heard_at < leg.probe_at:
-            return now >= leg.probe_at + rules.heartbeat_timeout
-        leg.probe_at = 0
-    if now < leg.heard_at + rules.heartbeat:
-        return False
-    if leg.foreign_ping_at < leg.heard_at:
-        leg.foreign_ping_at = 0                 # it spoke since then, and not to answer
-    if leg.foreign_ping_at != 0:
-        leg.probe_at = leg.foreign_ping_at if leg.foreign_ping_at > leg.heard_at else now
-    elif not relay.legs[1 - side].cursor.remaining:
-        random_bytes(leg.ping_payload, 8)
-        leg.ping_waits = 1
-        frame = own_frame(out, side, OP_PING, leg.ping_payload, 8, &whole)
+    if found == QUIET and not relay.legs[1 - side].cursor.remaining:
+        if leg.pings_sent:
+            leg.ping_payload[PING_PAYLOAD - 1] += 1
+        else:
+            random_bytes(leg.ping_payload, PING_PAYLOAD)
+        frame = own_frame(out, side, OP_PING, leg.ping_payload, PING_PAYLOAD, &whole)
+        note_ping(leg, whole, now)
         put(relay, rules, side, frame, whole, now, out)
-        leg.pings_sent += 1
-        leg.ping_at = leg.probe_at = now
-    return False
+    return found == SILENT
 
 
 cdef double stalled_at(const Relay *relay, const Rules *rules, int side) noexcept nogil:
@@ -952,20 +949,7 @@ cdef void set_deadline(Relay *relay, const Rules *rules, double now) noexcept no
         if rules.heartbeat > 0:
             for side in range(2):
                 if not relay.legs[side].raw:
-                    sooner(relay, heartbeat_at(&relay.legs[side], rules, now))
-
-
-cdef double heartbeat_at(const Leg *leg, const Rules *rules, double now) noexcept nogil:
-    """When this leg is to be looked at for its heartbeat."""
-    cdef double at
-    if not leg.reading:
-        return now + rules.heartbeat
-    if leg.probe_at != 0 and leg.heard_at < leg.probe_at:
-        return leg.probe_at + rules.heartbeat_timeout
-    at = leg.heard_at + rules.heartbeat
-    if at > now:
-        return at
-    return now + (PING_RETRY if PING_RETRY < rules.heartbeat else rules.heartbeat)
+                    sooner(relay, heartbeat_at(&relay.legs[side], rules, PING_RETRY, now))
 
 
 def sizes() -> dict[str, int]:

@@ -56,7 +56,7 @@ KEEP_COUNT_MAX = 127                     # and for their number, MAX_TCP_KEEPCNT
 class RelayDriver:
     """One running relay. `relay` is its rules' state."""
 
-    __slots__ = ("_engine", "_links", "_timer", "_unacknowledged", "relay")
+    __slots__ = ("_engine", "_links", "_timer", "relay")
 
     def __init__(
         self, engine: "SocketEngine", client: LinkState, upstream: LinkState, rules: RelayRules
@@ -64,7 +64,6 @@ class RelayDriver:
         self._engine = engine
         self._links = (client, upstream)
         self._timer: Timer[TimerOwner] | None = None
-        self._unacknowledged = [0, 0]           # bytes that the kernels had when asked last
         self.relay = engine.relay_factory(rules, engine.now(), engine.random_bytes)
         engine.relays += 1
         for link in self._links:
@@ -118,21 +117,18 @@ class RelayDriver:
         """The timer is due; the deadline may have moved on since it was set."""
         self._timer = None
         now = self._engine.now()
-        if self.relay.deadline <= now and not self.relay.is_open:
+        if self.relay.deadline <= now:
             self._ask_kernel(now)
         if self.relay.deadline <= now:
             self.relay.tick(now)
         self._pump()
 
     def _ask_kernel(self, now: float) -> None:
-        """Before the time for last words is over: a side that has been sent all may still be
-        taking what the kernel has for it (some hundred KiB, and what is under way)."""
+        """Before time is judged: a side may still be taking what the kernel has for it (some
+        hundred KiB, and what is under way)."""
         for side, link in zip(Side, self._links, strict=True):
-            if link.sock is not None and not self.relay.legs[side].queued:
-                count = self._engine.unacknowledged(link)
-                if count != self._unacknowledged[side]:
-                    self._unacknowledged[side] = count
-                    self.relay.acknowledged(side, now)
+            if link.sock is not None:
+                self.relay.acknowledged(side, self._engine.unacknowledged(link), now)
 
     def end(self, cause: Cause, rules: RelayRules | None) -> None:
         """Ordered from above."""

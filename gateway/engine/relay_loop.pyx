@@ -42,7 +42,6 @@ from gateway.engine.relay cimport (
     relay_end,
     relay_finished,
     relay_init,
-    relay_is_open,
     relay_is_over,
     relay_tick,
 )
@@ -392,7 +391,7 @@ cdef class RelayLoop(RelayCarriage):
             index = self._heap[0]
             slot = self.slot(index)
             self._unarm(index)
-            if slot.relay.deadline <= self.now and not relay_is_open(&slot.relay):
+            if slot.relay.deadline <= self.now:
                 self._ask_kernel(slot)
             if slot.relay.deadline <= self.now:
                 self._begin_output()
@@ -403,14 +402,9 @@ cdef class RelayLoop(RelayCarriage):
                 self._arm(index)
 
     cdef void _ask_kernel(self, Slot *slot) noexcept nogil:
-        """Before the time for last words is over: a side that has been sent all may still be
-        taking what the kernel has for it (some hundred KiB, and what is under way)."""
+        """Before time is judged: a side may still be taking what the kernel has for it (some
+        hundred KiB, and what is under way)."""
         cdef int side, size
-        cdef Far *far
         for side in range(2):
-            far = &slot.far[side]
-            if far.fd < 0 or slot.relay.legs[side].queued:
-                continue
-            if ioctl(far.fd, SIOCOUTQ, &size) == 0 and size != far.unacknowledged:
-                far.unacknowledged = size
-                relay_acknowledged(&slot.relay, self._terms(slot), side, self.now)
+            if slot.far[side].fd >= 0 and ioctl(slot.far[side].fd, SIOCOUTQ, &size) == 0:
+                relay_acknowledged(&slot.relay, self._terms(slot), side, size, self.now)

@@ -28,7 +28,6 @@ cdef struct Far:
     uint8_t polling             # a poll is in flight, or it is watched apart
     uint32_t polled             # what for
     uint32_t sending            # bytes of the send that is in flight; 0: none
-    int unacknowledged          # bytes that the kernel had when it was asked last
     uint8_t tail_size
     uint8_t *tail               # what is not whole yet; TAIL_MAX bytes, or NULL
     uint8_t *queue              # what the socket did not take, or NULL

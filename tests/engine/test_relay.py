@@ -56,8 +56,8 @@ def random_frames(chance: random.Random, side: Side, text: bool) -> bytes:
         payload = chance.randbytes(size)
         if opcode == frames.TEXT and chance.random() < 0.9:
             payload = ("aß€😀" * size).encode()[:size]
-        if opcode == frames.PONG and chance.random() < 0.5:
-            payload = bytes(range(1, 9))                  # as if it answered our ping
+        if opcode == frames.PONG and chance.random() < 0.6:
+            payload = bytes([*range(1, 8), chance.randint(7, 10)])    # as if it answered our ping
         if opcode == frames.CLOSE:
             payload = chance.choice(CLOSES)
             if chance.random() < 0.5:
@@ -127,9 +127,8 @@ class Twin:
         elif kind < 0.75:
             if leg.queued and leg.fate is not Fate.RESET:
                 self.tell("sent", side, chance.randint(1, leg.queued))
-        elif kind < 0.77:
-            if not self.one.is_open and not leg.queued:
-                self.tell("acknowledged", side)
+        elif kind < 0.8:
+            self.acknowledge(side)
         elif kind < 0.93:
             self.pass_time()
         elif kind < 0.96:
@@ -167,11 +166,18 @@ class Twin:
             data, self.unsent[side] = self.unsent[side][:cut], self.unsent[side][cut:]
         self.tell("received", side, data)
 
+    def acknowledge(self, side: Side) -> None:
+        """The kernel has some of what left, or nothing."""
+        left = self.one.counts()[side].bytes_out
+        self.tell("acknowledged", side, self.chance.choice([0, self.chance.randint(0, left)]))
+
     def pass_time(self) -> None:
         if self.chance.random() < 0.5:
             self.now += self.chance.random()
         elif self.one.deadline < self.now + 60.0:
             self.now = max(self.now, self.one.deadline)
+            if self.chance.random() < 0.5:
+                self.acknowledge(self.chance.choice(list(Side)))
         self.tell("tick")
 
 

@@ -45,7 +45,7 @@ class Layer:
 LAW = (
     Layer(
         "words",
-        files=("__init__", "errors", "events", "frames", "leg", "relaying", "table"),
+        files=("__init__", "errors", "events", "frames", "heartbeat", "leg", "relaying", "table"),
         layers=("words",),
         only=frozenset(DATA_TYPES),
     ),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from gateway import events, frames
+from gateway import events, frames, heartbeat
 from gateway.errors import Fault
 from gateway.events import Cause, LegCounts, Link, RelayRules, Side
 from gateway.frames import Kind, Step
@@ -199,7 +199,7 @@ class SwallowsAForeignPong(Relay):
     """One that came without a ping of our own."""
 
     def _control(self, leg: Leg, other: Leg, step: Step, now: float) -> bool:
-        if step.opcode == frames.PONG and step.payload != leg.ping_payload:
+        if step.opcode == frames.PONG and not heartbeat.is_own_pong(leg, step.payload, now):
             return False
         return super()._control(leg, other, step, now)
 
@@ -446,6 +446,27 @@ class NeverPings(Relay):
 
     def _is_silent(self, leg: Leg, now: float) -> bool:
         return False
+
+
+@_relay
+class PingsAtThePaceOfTheTimeout(Relay):
+    """The answer to a ping does not bring the next one forward."""
+
+    def _heartbeat_at(self, leg: Leg, now: float) -> float:
+        if leg.reading and leg.probe_at is not None and leg.heard_at < leg.probe_at:
+            return leg.probe_at + self._rules.heartbeat_timeout
+        return super()._heartbeat_at(leg, now)
+
+
+@_relay
+class WaitsTwiceForALifeSign(Relay):
+    """That the kernel over there has our ping is taken for a sign of life."""
+
+    def acknowledged(self, side: Side, waiting: int, now: float) -> None:
+        leg = self.legs[side]
+        if not waiting and leg.probe_at == leg.ping_at > 0:
+            leg.probe_at = now
+        super().acknowledged(side, waiting, now)
 
 
 @_relay

@@ -6,6 +6,7 @@ heard what the table has for that cause, and nothing that ends a relay may be ov
 
 import math
 
+from gateway.heartbeat import PING_RETRY
 from simulation.codec import CLOSE, PING, PONG, Frame
 from simulation.ends import is_own_ping
 from simulation.plans import NEVER
@@ -32,6 +33,7 @@ def check_end(story: Story) -> None:
     for view in story.sides:
         if not view.is_raw:
             check_heartbeat(story, view)
+            check_pinged(story, view)
 
 
 # --- Was there cause? ---------------------------------------------------------------------------
@@ -224,7 +226,10 @@ def _check_silence(story: Story, view: View, since: float) -> None:
     begin = max(since, story.trace.began) + story.trace.held[view.side]
     # No ping fits into a frame that the other side takes its time for.
     framed = sum(until - at for at, until in other.actor.in_frame if until < math.inf)
-    limit = begin + framed + route.heartbeat + 2 * route.heartbeat_timeout + 1.0
+    limit = begin + framed + route.heartbeat + PING_RETRY + route.heartbeat_timeout
+    if other.last_byte_at > begin:
+        # A foreign ping may stand for ours, and one that takes bytes has its time anew.
+        limit += route.heartbeat_timeout
     hold(story.ended <= limit + story.transit + 2 * route.close_timeout,
          f"progress: {view.name} was silent since {begin:.3f}, until {story.ended:.3f}")
 
@@ -368,6 +373,26 @@ def check_heartbeat(story: Story, view: View) -> None:
         spoke = view.spoke_between(foreign_at - 2 * story.transit, until)
         hold(math.isinf(foreign_at) or answered or spoke,
              f"heartbeat: {view.name} was pinged at {at:.3f} while a foreign ping was unanswered")
+
+
+def check_pinged(story: Story, view: View) -> None:
+    """A side that has been quiet for `heartbeat` since its last sign of life is pinged, by us or
+    by the other side, unless a frame toward it left no room for that."""
+    heartbeat, other = story.route.heartbeat, story.other(view)
+    if not heartbeat or other is None or any(story.trace.held):
+        return                                      # who is held has not been quiet
+    until = story.trouble_at() - story.transit
+    pings = [at for at, one in view.actor.heard if one.opcode == PING]
+    signs = sorted({story.trace.began, *(at for total, at in view.actor.shipped if total > 0)})
+    for sign, following in zip(signs, [*signs[1:], math.inf], strict=True):
+        due = max(sign, story.trace.began) + heartbeat
+        latest = due + story.transit + PING_RETRY
+        if latest >= min(following, until):
+            continue
+        if any(begin <= latest and end >= due for begin, end in other.actor.in_frame):
+            continue
+        hold(any(sign - story.transit <= at <= latest for at in pings),
+             f"heartbeat: {view.name} was quiet since {sign:.3f}, and not pinged by {latest:.3f}")
 
 
 def _is_late(story: Story, view: View, at: float) -> bool:

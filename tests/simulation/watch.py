@@ -150,9 +150,9 @@ class WatchedRelay:
         if not self.inner.legs[side].queued:
             self._emptied[side] = now
 
-    def acknowledged(self, side: Side, now: float) -> None:
+    def acknowledged(self, side: Side, waiting: int, now: float) -> None:
         """See Relay."""
-        self._tell("acknowledged", side, now)
+        self._tell("acknowledged", side, waiting, now)
 
     def end(self, cause: Cause, now: float, rules: RelayRules | None = None) -> None:
         """See Relay. No life is told a farewell of its own yet."""

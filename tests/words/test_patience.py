@@ -139,20 +139,37 @@ def test_an_answer_has_only_the_time_in_which_it_is_read() -> None:
 def test_what_the_kernel_still_has_is_waited_for(closing: bool) -> None:
     """The far end takes the last bytes, and the last word behind them, from the kernel."""
     line = SlowLine(write_timeout=4.0, close_timeout=1.0)
+    line.receive(U, theirs(frames.BINARY, bytes(1000)))
     if closing:
         line.receive(U, close(1000))
     else:
         line.relay.end(Cause.DRAIN, line.now)
     line.pump()
-    for _ in range(5):
+    for waiting in (800, 600, 400, 200, 0):
         line.pass_time(0.9)
-        line.relay.acknowledged(C, line.now)
+        line.relay.acknowledged(C, waiting, line.now)
     assert line.settled != closing
     assert line.relay.legs[C].fate < Fate.CLOSE
     line.pass_time(2.1)
 
     assert line.relay.cause is (Cause.UNANSWERED if closing else Cause.DRAIN)
     assert line.relay.legs[C].fate is (Fate.RESET if closing else Fate.CLOSE)
+    assert line.cuts() == (False, False)
+
+
+def test_what_the_kernel_had_for_one_that_is_given_up_is_lost() -> None:
+    """It is reset, and RST drops it: it is cut."""
+    line = SlowLine(write_timeout=4.0, close_timeout=1.0)
+    line.receive(U, theirs(frames.BINARY, bytes(1000)) + close(1000))
+    line.pump()
+    line.pass_time(0.9)
+    line.relay.acknowledged(C, 500, line.now)
+    line.pass_time(0.9)
+    line.relay.acknowledged(C, 500, line.now)
+    line.pass_time(0.2)
+
+    assert (line.relay.cause, line.relay.side) == (Cause.UNANSWERED, C)
+    assert line.cuts() == (True, False)
 
 
 def test_one_that_closed_and_takes_nothing_is_stalled() -> None:
