@@ -9,11 +9,12 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from end_to_end.kit import Ends, Gateway, Starter, head, route
-from end_to_end.wire import BINARY, Upstream, Wire, close_frame, frame
+from end_to_end.wire import BINARY, PING, PONG, Upstream, Wire, close_frame, frame
 
 SIZE = 6 * 1024 * 1024                 # more than a slow side takes within close_timeout
 STEPS = 24                             # pieces in which a slow reader takes that
@@ -36,6 +37,7 @@ def gateway(start_shared: Starter, narrow: Upstream) -> Gateway:
     return start_shared(
         head()
         + route("ws", narrow.url("ws"), QUICK)
+        + route("beats", narrow.url("ws"), 'heartbeat = "300ms"', 'heartbeat_timeout = "400ms"')
         + route("hasty", narrow.url("ws"), 'close_timeout = "700ms"')
         + route("raw", narrow.url("tcp"), QUICK)
         + route("stalls", narrow.url("tcp"), QUICK, 'write_timeout = "700ms"')
@@ -128,6 +130,37 @@ def test_a_close_that_the_kernel_still_has_is_not_unanswered(ends: Ends) -> None
     client.send(close_frame(1000))
     assert service.read_close().code == 1000
     record = ends.record(route="hasty", blame="upstream")
+    assert (record["cause"], record["cut"]) == ("closed", "")
+
+
+def test_one_that_reads_slowly_is_not_silent(ends: Ends) -> None:
+    """It is pinged behind what the kernel has for it, and cannot answer before it has read that:
+    several times `heartbeat_timeout`."""
+    client, service = ends.ws("/beats")
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    whole = frame(BINARY, os.urandom(400_000), masked=False)
+    told: list[int | None] = []
+
+    def serve() -> None:
+        service.send(whole)
+        while (heard := service.read_frame()).opcode == PING:
+            service.send(frame(PONG, heard.payload, masked=False))
+        told.append(heard.code)
+        service.send(close_frame(1000, masked=False))
+
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve)
+        got = b""
+        while len(got) < len(whole):
+            time.sleep(PAUSE)
+            got += client.exactly(min(12_000, len(whole) - len(got)))
+        assert got == whole
+        ping = client.read_frame()
+        assert ping.opcode == PING
+        client.send(frame(PONG, ping.payload) + close_frame(1000))
+        served.result()
+    assert told == [1000], "and its pong was swallowed"
+    record = ends.record(route="beats")
     assert (record["cause"], record["cut"]) == ("closed", "")
 
 

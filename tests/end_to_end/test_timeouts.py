@@ -39,6 +39,7 @@ def gateway(start_shared: Starter, upstream: Upstream) -> Gateway:
         + route("idle", url, quick, 'idle_timeout = "400ms"', 'heartbeat = "off"')
         + route("write", url, quick, 'write_timeout = "400ms"', 'heartbeat = "off"')
         + route("beat", url, quick, beats, 'heartbeat_timeout = "400ms"')
+        + route("pace", url, quick, beats, 'heartbeat_timeout = "30s"')
         + route("raw", upstream.url("tcp"), quick, beats, 'heartbeat_timeout = "400ms"')
         + route("off", url, quick, 'heartbeat = "off"')
         + route("echo", "builtin:echo", 'write_timeout = "400ms"')
@@ -152,9 +153,11 @@ def answer_pings(wire: Wire, count: int, *, masked: bool) -> list[bytes]:
     return seen
 
 
-def test_quiet_sides_are_pinged_and_pongs_swallowed(ends: Ends) -> None:
-    """Each side gets pings of its own; neither ever sees the other's answer."""
-    client, service = ends.ws("/beat")
+@pytest.mark.parametrize("name", ["beat", "pace"])
+def test_quiet_sides_are_pinged_and_pongs_swallowed(ends: Ends, name: str) -> None:
+    """Each side gets pings of its own, however long it would have to answer them; neither ever sees
+    the other's answer."""
+    client, service = ends.ws(f"/{name}")
     mine: list[list[bytes]] = []
     thread = threading.Thread(
         target=lambda: mine.append(answer_pings(service, 3, masked=False))
@@ -173,7 +176,7 @@ def test_quiet_sides_are_pinged_and_pongs_swallowed(ends: Ends) -> None:
     service.send(close_frame(1000, masked=False))
     while client.read_frame().opcode == PING:
         pass
-    record = ends.record(cause="closed")
+    record = ends.record(cause="closed", route=name)
     assert record["from_client"]["pings_sent"] >= 3
     assert record["from_client"]["round_trip_ms"] is not None
     assert record["from_upstream"]["round_trip_ms"] is not None

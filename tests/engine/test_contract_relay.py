@@ -504,6 +504,15 @@ class TestRelayTime:
         rig.until(answered)
         assert payload not in bridge.server.received, "the answer to our own ping is swallowed"
 
+    def test_pings_keep_the_pace_of_the_heartbeat(self, rig: Rig) -> None:
+        """The answer to one brings the next, long before the time to answer is over."""
+        bridge = Bridge(rig, RelayRules(heartbeat=0.03, heartbeat_timeout=60, close_timeout=0.1))
+        heard = bridge.browser.received
+        for at in range(0, 30, 10):
+            rig.until(lambda: len(heard) > at + 9)  # noqa: B023 - it is over before the next begins
+            assert heard[at : at + 2] == bytes((frames.FIN | frames.PING, 8))
+            bridge.browser.send(up(bytes(heard[at + 2 : at + 10]), frames.PONG))
+
     def test_one_who_is_silent_is_lost(self, rig: Rig) -> None:
         rules = RelayRules(heartbeat=0.02, heartbeat_timeout=0.05, close_timeout=0.1)
         ended = Bridge(rig, rules).ended()
