@@ -51,7 +51,7 @@ class Elsewhere(Protocol):
     def connections_are(self, count: int, /) -> None:
         """This worker has so many clients now."""
 
-    def sessions_are(self, count: int, route: str, on_route: int, /, *, begun: bool) -> None:
+    def sessions_are(self, count: int, route: str, on_route: int, /) -> None:
         """It has so many sessions, and so many on this route, where one begun or ended."""
 
     def client_is(self, route: str, client: bytes, count: int, /) -> None:
@@ -70,7 +70,7 @@ class Nowhere:
     def connections_are(self, _count: int, /) -> None:
         """Nobody asks."""
 
-    def sessions_are(self, _count: int, _route: str, _on_route: int, /, *, begun: bool) -> None:
+    def sessions_are(self, _count: int, _route: str, _on_route: int, /) -> None:
         """Nobody asks."""
 
     def client_is(self, _route: str, _client: bytes, _count: int, /) -> None:
@@ -139,7 +139,7 @@ class Limits:
         self._clients[key] = here + 1
         self._routes[route_name] = on_route + 1
         self.sessions += 1
-        self._elsewhere.sessions_are(self.sessions, route_name, on_route + 1, begun=True)
+        self._elsewhere.sessions_are(self.sessions, route_name, on_route + 1)
         if shared or key in self._told:
             self._told.add(key)
             self._elsewhere.client_is(*key, here + 1)
@@ -152,7 +152,7 @@ class Limits:
         key = (route_name, _client_key(client))
         on_route = _count_down(self._routes, route_name)
         here = _count_down(self._clients, key)
-        self._elsewhere.sessions_are(self.sessions, route_name, on_route, begun=False)
+        self._elsewhere.sessions_are(self.sessions, route_name, on_route)
         if key in self._told:
             self._elsewhere.client_is(*key, here)
             if not here:

@@ -9,7 +9,10 @@ Laws of this file:
 - It changes nothing: what does is on the control socket. So it may be seen by whoever may see what
   it says, and binds where the table says.
 - It runs in the supervisor, and never delays a worker. What it costs is limited: few connections
-  at once, and no request has content.
+  at once, no request has content, and each head and each answer has its time.
+- A probe is answered whoever else is connected: one connection too many closes the one that has
+  waited for longest, and is not refused itself. An orchestrator that gets no answer would end a
+  gateway which serves.
 - Signals are the supervisor's: uvicorn is not let at them, nor does it write a log.
 """
 
@@ -24,10 +27,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from gateway.control.report import Report
 
 CONNECTIONS_MAX = 64
+HEAD_LIMIT = 5.0              # seconds until the first head has come
+ANSWER_LIMIT = 10.0           # seconds until an answer is taken, and the next head has come
 QUIET = "critical"            # the least that uvicorn says
 
 Exposition = Callable[[str], tuple[bytes, str]]
@@ -53,9 +59,8 @@ class Admin:
             exception_handlers={Exception: self._failed},
         )
         self._server = _Server(uvicorn.Config(
-            app, http="h11", ws="none", lifespan="off", log_config=None, log_level=QUIET,
-            access_log=False, server_header=False, limit_concurrency=CONNECTIONS_MAX,
-            timeout_graceful_shutdown=1,
+            app, http=_Connection, ws="none", lifespan="off", log_config=None, log_level=QUIET,
+            access_log=False, server_header=False, timeout_graceful_shutdown=1,
         ))
         self._serving: asyncio.Task[None] | None = None
 
@@ -95,3 +100,53 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """None of them."""
         yield
+
+
+class _Connection(H11Protocol):
+    """uvicorn's connection with a time for everything: half a head would stay for ever."""
+
+    _limit: asyncio.TimerHandle | None = None
+    since = 0.0                         # when what it waits for now began
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client came: where there are too many, the one that has waited for longest goes."""
+        super().connection_made(transport)
+        self._expect_within(HEAD_LIMIT)
+        there = [each for each in self.connections if isinstance(each, _Connection)]
+        if len(there) > CONNECTIONS_MAX:
+            min(there, key=lambda each: (each.is_answered, each.since)).cut()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes do not buy time; a whole head does."""
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self._expect_within(ANSWER_LIMIT)
+
+    def on_response_complete(self) -> None:
+        """The answer is written, which does not mean taken."""
+        super().on_response_complete()
+        self._expect_within(ANSWER_LIMIT)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        super().connection_lost(exc)
+        if self._limit is not None:
+            self._limit.cancel()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether a request has come and its answer is not written."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _expect_within(self, seconds: float) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+        self.since = self.loop.time()
+        self._limit = self.loop.call_later(seconds, self.cut)
+
+    def cut(self) -> None:
+        """End it at once, whatever it has not taken."""
+        self.connections.discard(self)
+        self.transport.abort()

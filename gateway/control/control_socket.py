@@ -6,16 +6,19 @@ supervisor's steering is. The words are in control_words.py and docs/control.md.
 Laws of this file:
 
 - One request after another on each connection, so that answers need no numbers. A connection that
-  says nothing costs one descriptor, and there are at most `CONNECTIONS_MAX`.
+  says nothing costs one descriptor, there are at most `CONNECTIONS_MAX`, and one more closes that
+  which has been idle for longest: nobody locks the operator out by doing nothing.
+- Nobody is waited for without a limit: not for a request, not until an answer is taken, and least
+  of all at the end.
 - A request never ends the gateway by an exception: a bug is said in the log and in the answer.
 - A place that the table names must be had (`ListenError`). The usual place is a favour: without it
   the gateway serves all the same, and says what is missing.
 """
 
 import asyncio
-import contextlib
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +41,7 @@ Listen = Callable[[Listener], Bound]     # gives a listening socket, or raises L
 
 CONNECTIONS_MAX = 32
 FOLDER_MODE = 0o700
+IDLE_LIMIT = 30.0             # seconds without a whole request, or in which no answer is taken
 LAST_WORDS = 1.0              # seconds that answers may take to get out at the end
 
 
@@ -96,6 +100,25 @@ def _at(place: Path) -> Listener:
     return Listener(address=Address(path=str(place)), mode=0o600, backlog=64)
 
 
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """One command that is connected."""
+
+    task: asyncio.Task[None]
+    writer: asyncio.StreamWriter
+    idle_since: float                    # since when it has asked nothing, or takes no answer
+    is_answered: bool = False            # what it asked is being done: this is never cut short
+
+    def close(self) -> None:
+        """End it when what was said is out."""
+        self.writer.close()
+
+    def cut(self) -> None:
+        """End it at once, whatever it has not taken."""
+        self.writer.transport.abort()
+        self.task.cancel()
+
+
 class ControlSocket:
     """Serves one listening socket. `start`, then `close`; the file is its binder's."""
 
@@ -104,25 +127,28 @@ class ControlSocket:
         self._steered = steered
         self._report = report
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
-        self._answering: set[asyncio.Task[None]] = set()  # those of them that do what was asked
+        self._connections: set[_Connection] = set()
 
     async def start(self) -> None:
         """Listen from here on."""
+        self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_unix_server(
             self._serve, sock=self._bound.socket, limit=REQUEST_MAX
         )
 
     async def close(self) -> None:
-        """Hear no more; who is being answered gets a moment more."""
+        """Hear no more; who is being answered gets a moment more, and no longer."""
         if self._server is not None:
             self._server.close()
-        if self._answering:
-            await asyncio.wait(self._answering, timeout=LAST_WORDS)
-        for task in self._connections:
-            task.cancel()
-        if self._connections:
-            await asyncio.wait(self._connections)
+        answered = [each.task for each in self._connections if each.is_answered]
+        if answered:
+            await asyncio.wait(answered, timeout=LAST_WORDS)
+        for end in (_Connection.close, _Connection.cut):
+            for each in self._connections:
+                end(each)
+            if self._connections:
+                tasks = [each.task for each in self._connections]
+                await asyncio.wait(tasks, timeout=LAST_WORDS)
 
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -130,39 +156,54 @@ class ControlSocket:
         """One connection, to its end."""
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        connection = _Connection(task, writer, self._loop.time())
+        has_room = self._make_room()
+        self._connections.add(connection)
         try:
-            if len(self._connections) > CONNECTIONS_MAX:
-                writer.write(encode(_error("too many commands are connected; end some")))
+            if has_room:
+                await self._converse(reader, connection)
             else:
-                await self._converse(reader, writer)
-        except (OSError, asyncio.CancelledError):
-            pass                         # the command has gone, or the gateway goes
-        finally:
-            self._connections.discard(task)
+                writer.write(encode(_error("too many commands are connected; end some")))
             writer.close()
-            with contextlib.suppress(OSError):
+            async with asyncio.timeout(LAST_WORDS):
                 await writer.wait_closed()
+        except (OSError, asyncio.CancelledError):
+            pass                         # the command has gone or takes nothing, or we go
+        finally:
+            writer.transport.abort()
+            self._connections.discard(connection)
 
-    async def _converse(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def _make_room(self) -> bool:
+        """Whether one more may connect; the oldest idle one makes way for it."""
+        if len(self._connections) < CONNECTIONS_MAX:
+            return True
+        idle = [each for each in self._connections if not each.is_answered]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda each: each.idle_since)
+        self._connections.remove(oldest)
+        oldest.cut()
+        return True
+
+    async def _converse(self, reader: asyncio.StreamReader, connection: _Connection) -> None:
+        writer = connection.writer
         while True:
             try:
-                line = await reader.readline()
+                async with asyncio.timeout(IDLE_LIMIT):
+                    line = await reader.readline()
             except ValueError:           # longer than the limit: where it ends is not known
                 writer.write(encode(_error(f"a request is at most {REQUEST_MAX} bytes")))
                 return
             if not line.endswith(b"\n"):
                 return
-            task = asyncio.current_task()
-            assert task is not None
-            self._answering.add(task)
+            connection.is_answered = True
             try:
                 await self._answer(line, writer)
-                await writer.drain()
             finally:
-                self._answering.discard(task)
+                connection.is_answered = False
+                connection.idle_since = self._loop.time()
+            async with asyncio.timeout(IDLE_LIMIT):
+                await writer.drain()
 
     async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> None:
         """Do what one line asks, or say why not."""

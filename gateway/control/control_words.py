@@ -95,9 +95,16 @@ def _value(name: str, key: str, rule: Key, message: Message) -> object:
     if type(value) is not rule.kind:
         kinds = {str: "a text", int: "a whole number", bool: "true or false"}
         raise BadRequest(f"{name}, {key}: it is {kinds[rule.kind]}")
+    if isinstance(value, str) and not _is_unicode(value):
+        raise BadRequest(f"{name}, {key}: half of a surrogate pair is no character (RFC 8259 8.2)")
     if isinstance(value, int) and rule.high and not rule.low <= value <= rule.high:
         raise BadRequest(f"{name}, {key}: it is from {rule.low} to {rule.high}")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """False for what JSON can write and UTF-8 cannot: a surrogate that is alone."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _shown(key: str) -> str:

@@ -147,7 +147,7 @@ def _of_workers(board: Board) -> Iterator[Metric]:
 
 def _of_routes(routes: dict[str, RouteCounts]) -> Iterator[Metric]:
     live = GaugeMetricFamily("gateway_sessions_open", "Live sessions.", labels=["route"])
-    begun = CounterMetricFamily("gateway_sessions", "Sessions that were let in.", labels=["route"])
+    begun = CounterMetricFamily("gateway_sessions", "Clients that got their 101.", labels=["route"])
     refused = CounterMetricFamily(
         "gateway_requests_refused", "Requests of a route that did not become a relay.",
         labels=["route"],

@@ -7,7 +7,8 @@ of clients. `Counters` is a worker's face of it, `Board` the supervisor's.
 Laws of this file:
 
 - One writer for each cell: the worker whose region it is. So nothing is locked, and nothing is
-  lost. The supervisor writes only where that worker is dead (`bury`): what was open there is not.
+  lost. The supervisor writes only where that worker is dead (`bury`): what was open there is not,
+  and a relay that had no end yet has ended with its worker.
 - Totals go on over a worker's end, since its successor adds to the same cells. Gauges are numbers
   that the worker knows itself and stores whole.
 - An aligned cell is stored and loaded at once. Two cells are not: a reader that comes between two
@@ -110,7 +111,8 @@ assert _STATUS_AT + len(STATUS_LABELS) <= _WORKER_CELLS
 
 # Cells of a route.
 _OPEN, _BEGUN, _REFUSED, _CAUSES_AT = 0, 1, 2, 8
-CAUSES = tuple(cause.value for cause in Cause)
+WORKER_DIED = "worker died"   # the cause that no record has: nobody was there to write it
+CAUSES = (*(cause.value for cause in Cause), WORKER_DIED)
 _CAUSE_CELLS = {value: _CAUSES_AT + place for place, value in enumerate(CAUSES)}
 assert _CAUSES_AT + len(CAUSES) <= _ROUTE_CELLS
 
@@ -239,16 +241,25 @@ class Counters:
                 self._cells[self._base + cell] += count - counted
         return now
 
+    def began(self, route: str) -> None:
+        """A client got its 101, and is a session of this route. One `record` ends it."""
+        self._cells[self._base + _status_cell(101)] += 1
+        slot = self._routes.get(route)
+        if slot is not None:
+            self._cells[self._route_cell(slot) + _BEGUN] += 1
+
     def record(self, record: AccessRecord, counted: Moved = NOTHING_MOVED) -> None:
-        """An access record is written: what it says is counted, but for what is `counted`."""
-        self._cells[self._base + _status_cell(record.status)] += 1
+        """A record is written: what it says is counted, but its 101, and what is `counted`."""
         slot = self._routes.get(record.route)
         if record.status != 101:
+            self._cells[self._base + _status_cell(record.status)] += 1
             if slot is not None:
                 self._cells[self._route_cell(slot) + _REFUSED] += 1
             return
-        if slot is not None and record.cause in _CAUSE_CELLS:
-            self._cells[self._route_cell(slot) + _CAUSE_CELLS[record.cause]] += 1
+        if slot is not None:
+            # Without a cause: its client was gone before the relay ran, or a bug has ended it.
+            cause = record.cause if record.cause in _CAUSE_CELLS else Cause.LOST.value
+            self._cells[self._route_cell(slot) + _CAUSE_CELLS[cause]] += 1
         up, down = record.counts
         self.moved(record.counts, counted)
         if up.round_trip is not None:
@@ -264,15 +275,12 @@ class Counters:
         """See limits.Elsewhere."""
         self._cells[self._base + _CONNECTIONS] = count
 
-    def sessions_are(self, count: int, route: str, on_route: int, *, begun: bool) -> None:
+    def sessions_are(self, count: int, route: str, on_route: int) -> None:
         """See limits.Elsewhere."""
         self._cells[self._base + _SESSIONS] = count
         slot = self._routes.get(route)
         if slot is not None:
-            cell = self._route_cell(slot)
-            self._cells[cell + _OPEN] = on_route
-            if begun:
-                self._cells[cell + _BEGUN] += 1
+            self._cells[self._route_cell(slot) + _OPEN] = on_route
 
     def client_is(self, route: str, client: bytes, count: int) -> None:
         """See limits.Elsewhere. Where its bucket is full the others do not see this client."""
@@ -408,7 +416,7 @@ class RouteCounts:
     """What all workers say of one route."""
 
     open: int = 0
-    begun: int = 0            # sessions that the limits let in
+    begun: int = 0            # relays: clients that got their 101
     refused: int = 0          # requests that did not become a relay
     ended: dict[str, int] = field(default_factory=dict)  # relays, by cause
 
@@ -452,12 +460,18 @@ class Board:
         self._cells[_WORKERS_AT] = max(self._cells[_WORKERS_AT], worker + 1)
 
     def bury(self, worker: int) -> None:
-        """The worker with this index is dead: nothing is open in it. Its totals stay."""
+        """The worker with this index is dead: nothing is open in it. Its totals stay; relays that
+        it has begun and not ended, it has taken with it."""
         base = _region(worker)
         for cell in GAUGES:
             self._cells[base + cell] = 0
         for slot in self._routes.in_use():
-            self._cells[base + _ROUTES_AT + slot * _ROUTE_CELLS + _OPEN] = 0
+            route = base + _ROUTES_AT + slot * _ROUTE_CELLS
+            ended = sum(self._cells[route + cell] for cell in _CAUSE_CELLS.values())
+            self._cells[route + _OPEN] = 0
+            # More ended than begun where the name got its cells in between.
+            lost = max(0, self._cells[route + _BEGUN] - ended)
+            self._cells[route + _CAUSE_CELLS[WORKER_DIED]] += lost
         for slot in self._endpoints.in_use():
             self._cells[base + _ENDPOINTS_AT + slot] = 0
         self.memory.forget_clients(worker)

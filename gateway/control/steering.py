@@ -53,6 +53,7 @@ class Steering:
         self._tasks: set[asyncio.Task[None]] = set()
         self._at_end = contextlib.AsyncExitStack()
         self._ended = asyncio.Event()
+        self._closing: asyncio.Task[None] | None = None
         self.addresses: dict[str, Value] = {
             name: bound.address.path or str(bound.address)
             for name, bound in self._bound.items() if bound is not None
@@ -106,11 +107,14 @@ class Steering:
         self._begin(self._reload_quietly("SIGHUP"))
 
     async def close(self) -> None:
-        """All workers have ended: tell those who wait for it, and end."""
-        self._ended.set()
-        for task in self._tasks:
-            task.cancel()
-        await self._at_end.aclose()
+        """All workers have ended, or another program is asked from here on: tell those who wait
+        for it, and end. Whoever calls it again waits for the same end."""
+        if self._closing is None:
+            self._ended.set()
+            for task in self._tasks:
+                task.cancel()
+            self._closing = asyncio.get_running_loop().create_task(self._at_end.aclose())
+        await self._closing
 
     def _begin(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

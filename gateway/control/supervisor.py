@@ -448,9 +448,8 @@ class Supervisor:
         self.sockets.given_away = True
         self.notifier.succeeded_by(pid)
         self.say(self.report.info, "the new program serves; this one drains", child=pid)
-        self.phase = Phase.LEAVING
-        await self.attendant.close()
         self._drain("replaced")
+        await self.attendant.close()             # whoever asks from here on asks the new one
 
     # --- The end ----------------------------------------------------------------------------
 

@@ -539,13 +539,13 @@ class Worker:
 
     def _relay(self, party: Party, command: events.Relay) -> None:
         party.rules = command.rules
+        if self._counters is not None:
+            route = self._sessions[party].entered
+            self._counters.began(route.name if route is not None else "")
         if party.client is not None and party.upstream is not None:
             self._engine.relay(
-                party.client,
-                party.upstream,
-                command.rules,
-                command.from_client,
-                command.from_upstream,
+                party.client, party.upstream, command.rules,
+                command.from_client, command.from_upstream,
             )
 
     def _end(self, party: Party, command: events.End) -> None:

@@ -1,6 +1,7 @@
 """Metrics and the admin address: what is counted is what is shown, in words that are bounded."""
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import uvloop
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.control import admin
 from gateway.control.admin import Admin
 from gateway.control.metrics import Facts, exposition
 from gateway.control.report import Report
@@ -40,7 +42,8 @@ def counted(memory: SharedMemory) -> Board:
         board.begin(worker)
         counters = Counters(memory, worker, slots)
         counters.connections_are(5)
-        counters.sessions_are(3, "chat", 2, begun=True)
+        counters.sessions_are(3, "chat", 2)
+        counters.began("chat")
         counters.begun_on("rooms", "10.0.0.1:9000")
         counters.add(Cell.ACCEPTED, 7)
         counters.beat(1, 1500)
@@ -195,3 +198,69 @@ def test_a_bug_is_said_and_does_not_end_it(capfd: pytest.CaptureFixture[str]) ->
 
     uvloop.run(ask())
     assert capfd.readouterr() == ("", "")
+
+
+async def half_a_request(asked: Asked) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client whose head does not go on."""
+    port = asked.listening.getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /liv")
+    return reader, writer
+
+
+async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Wait until the other side has cut it."""
+    with contextlib.suppress(ConnectionResetError):
+        while await asyncio.wait_for(reader.read(1 << 20), 20):
+            pass
+    writer.transport.abort()
+
+
+def test_slow_clients_do_not_fail_the_probes() -> None:
+    """However many there are, the newest is served, and the oldest goes."""
+
+    async def ask() -> None:
+        async with Asked() as asked:
+            slow = [await half_a_request(asked) for _ in range(admin.CONNECTIONS_MAX + 5)]
+            for _ in range(3):
+                assert await asked.get("/livez") == (200, b"alive\n")
+                assert await asked.get("/readyz") == (200, b"ready\n")
+            await cut(*slow[0])
+            assert not slow[-1][0].at_eof()
+            for _, writer in slow:
+                writer.transport.abort()
+
+    uvloop.run(ask())
+
+
+def test_half_a_head_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the second head of a connection."""
+    monkeypatch.setattr(admin, "HEAD_LIMIT", 0.01)
+    monkeypatch.setattr(admin, "ANSWER_LIMIT", 0.01)
+
+    async def ask() -> None:
+        async with Asked() as asked:
+            await cut(*await half_a_request(asked))
+            reader, writer = await half_a_request(asked)
+            writer.write(b"ez HTTP/1.1\r\nHost: x\r\n\r\nGET /liv")
+            await cut(reader, writer)
+
+    uvloop.run(ask())
+
+
+def test_who_takes_no_answer_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does the end wait for it."""
+    monkeypatch.setattr(admin, "ANSWER_LIMIT", 0.01)
+
+    async def ask() -> None:
+        async with Asked() as asked:
+            port = asked.listening.getsockname()[1]
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+            request = f"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {'x' * 60_000}\r\n\r\n"
+            writer.write(request.encode() * 200)
+            lost = asyncio.create_task(writer.drain())
+            with contextlib.suppress(ConnectionResetError):
+                await asyncio.wait_for(lost, 20)
+            await cut(reader, writer)
+
+    uvloop.run(ask())

@@ -2,8 +2,10 @@
 only told what to answer."""
 
 import asyncio
+import contextlib
 import json
 import os
+import select
 import socket
 import stat
 import tempfile
@@ -99,6 +101,9 @@ class Fake:
         return self._answer("ended")
 
 
+PATIENCE = 20.0               # seconds for what should be there at once
+
+
 class Serving:
     """A control socket on a loop in a thread of its own."""
 
@@ -128,7 +133,8 @@ class Serving:
     def close(self) -> None:
         """End it."""
         self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "it waits for somebody who is connected"
         self.report.close()
         os.close(self._nowhere)
 
@@ -173,6 +179,8 @@ def test_requests_are_read_with_their_defaults() -> None:
         (b'{"do":"status","x":1}', 'no key "x"'), (b'{"do":"close"}', 'needs the key "session"'),
         (b'{"do":"close","session":1}', "a text"), (b'{"do":"sessions","limit":true}', "whole"),
         (b'{"do":"sessions","limit":0}', "from 1 to"), (b'{"do":"drain","wait":1}', "true or f"),
+        (rb'{"do":"close","session":"a","reason":"\ud800"}', "close, reason: half of a surrogate"),
+        (rb'{"do":"sessions","route":"a\udfff"}', "sessions, route: half of a surrogate"),
     ],
 )
 def test_what_is_no_request_is_told_why(line: bytes, said: str) -> None:
@@ -225,22 +233,98 @@ def test_a_line_that_has_no_end_ends_the_connection(serving: Serving) -> None:
     assert f"at most {REQUEST_MAX} bytes" in json.loads(answer)["error"]
 
 
-def test_too_many_connections_are_told_so(serving: Serving) -> None:
-    """Those that are there go on."""
-    clients = []
-    for _ in range(control_socket.CONNECTIONS_MAX):
-        client = socket.socket(socket.AF_UNIX)
-        client.connect(str(serving.place))
+def connected(serving: Serving) -> socket.socket:
+    """A command that has asked something, has its answer, and stays."""
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(PATIENCE)
+    client.connect(str(serving.place))
+    assert asked(client) == "status"
+    return client
+
+
+def asked(client: socket.socket) -> str:
+    """What kind of answer comes to a request for the status; "" where the connection has ended."""
+    with contextlib.suppress(OSError):
         client.sendall(b'{"do":"status"}\n')
-        assert client.makefile("rb").readline()
-        clients.append(client)
-    with socket.socket(socket.AF_UNIX) as late:
+        with client.makefile("rb") as answers:
+            line = answers.readline()
+        return str(json.loads(line)["is"]) if line else ""
+    return ""
+
+
+def test_the_oldest_idle_connection_makes_way(serving: Serving) -> None:
+    """Whoever does nothing locks nobody out; who has asked last stays longest."""
+    clients = [connected(serving) for _ in range(control_socket.CONNECTIONS_MAX)]
+    assert asked(clients[0]) == "status"
+    late = connected(serving)
+    assert [asked(client) for client in (clients[0], clients[1], clients[2], late)] == [
+        "status", "", "status", "status"
+    ]
+    for client in (*clients, late):
+        client.close()
+
+
+def test_nobody_makes_way_while_what_he_asked_is_done(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more is told that there are too many."""
+
+    async def ended() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    monkeypatch.setattr(serving.fake, "ended", ended)
+    monkeypatch.setattr(control_socket, "CONNECTIONS_MAX", 1)
+    with socket.socket(socket.AF_UNIX) as waits, socket.socket(socket.AF_UNIX) as late:
+        waits.connect(str(serving.place))
+        waits.sendall(b'{"do":"drain","wait":true}\n')
+        assert json.loads(waits.makefile("rb").readline())["is"] == "draining"
         late.connect(str(serving.place))
         assert "too many" in json.loads(late.makefile("rb").readline())["error"]
-    for client in clients:
-        client.sendall(b'{"do":"status"}\n')
-        assert json.loads(client.makefile("rb").readline())["is"] == "status"
-        client.close()
+
+
+@pytest.mark.parametrize("said", [b"", b'{"do":"sta'])
+def test_who_asks_nothing_is_not_kept(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """Half a request is none."""
+    monkeypatch.setattr(control_socket, "IDLE_LIMIT", 0.01)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(serving.place))
+        client.sendall(said)
+        assert client.recv(1) == b""
+
+
+def unread(serving: Serving) -> socket.socket:
+    """A command whose answer is more than the kernel keeps for it, and which reads nothing."""
+    serving.fake.answers["status"] = STATUS | {"table": "x" * 4_000_000}
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(serving.place))
+    client.sendall(b'{"do":"status"}\n' * 3)
+    assert select.select([client], [], [], PATIENCE)[0]
+    return client
+
+
+def test_who_takes_no_answer_does_not_keep_it_from_ending(folder: Path) -> None:
+    """A gateway that was told to end would never."""
+    serving = Serving(folder)
+    with unread(serving):
+        serving.close()
+
+
+def test_who_takes_no_answer_is_not_kept(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cut after a while, in the middle of its answer."""
+    monkeypatch.setattr(control_socket, "IDLE_LIMIT", 0.01)
+    with unread(serving) as client:
+        poll = select.poll()
+        poll.register(client, 0)                 # POLLHUP is told unasked
+        assert poll.poll(PATIENCE * 1000)
+        with contextlib.suppress(ConnectionResetError):
+            while len(client.recv(1 << 20)):
+                pass
 
 
 def test_a_bug_is_said_and_the_socket_goes_on(serving: Serving) -> None:

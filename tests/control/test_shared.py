@@ -68,6 +68,8 @@ def test_a_record_is_counted_once_under_each_of_its_labels(
     counters = Counters(memory, 1, board.slots(["chat"], []))
     up = LegCounts(bytes_in=100, messages=3, copied=60, spliced=40, round_trip=0.002)
     down = LegCounts(bytes_in=7, messages=1, copied=7)
+    counters.began("chat")
+    assert board.statuses()["101"] == board.routes()["chat"].begun == 1
     counters.record(record(status=101, route="chat", cause="closed", counts=(up, down)))
     counters.record(record(status=429, route="chat"))
     counters.record(record(status=404))
@@ -84,6 +86,23 @@ def test_a_record_is_counted_once_under_each_of_its_labels(
     assert (totals["bytes_copied"], totals["bytes_spliced"]) == (67, 40)
     assert (totals["round_trips_client"], totals["round_trip_client_us"]) == (1, 2000)
     assert totals["round_trips_upstream"] == 0
+
+
+def test_what_a_worker_had_open_has_ended_with_it(board: Board, memory: SharedMemory) -> None:
+    slots = board.slots(["chat", "late"], [])
+    counters = Counters(memory, 1, slots)
+    for _ in range(4):
+        counters.began("chat")
+    counters.record(record(status=101, route="chat", cause="closed"))
+    counters.record(record(status=101, route="chat"))        # by a bug: without a cause
+    counters.record(record(status=101, route="late", cause="cut"))   # began without cells
+    for _ in range(2):                           # it is buried again before its successor begins
+        board.bury(1)
+    assert board.routes()["chat"].ended == {"closed": 1, "lost": 1, "worker died": 2}
+    assert board.routes()["late"].ended == {"cut": 1}
+    assert board.statuses()["101"] == board.routes()["chat"].begun == 4
+    Counters(memory, 1, slots).began("chat")
+    assert board.routes()["chat"].ended["worker died"] == 2, "this one lives"
 
 
 def test_a_beat_says_when_and_how_late(board: Board, memory: SharedMemory) -> None:
@@ -123,7 +142,7 @@ def test_a_route_s_limit_holds_over_all_workers(board: Board, memory: SharedMemo
     assert board.routes()["chat"].open == 2
     one.leave("chat", CLIENT)
     assert two.enter("chat", 2, CLIENT, 0) is None
-    assert board.routes()["chat"].begun == 3
+    assert board.routes()["chat"].open == 2
     assert board.totals()["sessions"] == 2
 
 
@@ -235,7 +254,7 @@ def test_a_name_keeps_its_cells_while_somebody_is_on_it(
     first = board.slots(["a", "b"], [])
     board.keep(first)
     counters = Counters(memory, 0, first)
-    counters.sessions_are(1, "a", 1, begun=True)
+    counters.sessions_are(1, "a", 1)
     second = board.slots(["b", "c"], [])
     counters.use(second)
     board.keep(second)
@@ -244,7 +263,7 @@ def test_a_name_keeps_its_cells_while_somebody_is_on_it(
     assert board.routes()["a"].open == 1
     third = board.slots(["d"], [])
     assert first.routes["a"] not in third.routes.values(), "a session is on it still"
-    counters.sessions_are(0, "a", 0, begun=False)
+    counters.sessions_are(0, "a", 0)
     board.keep(third)
     fourth = board.slots(["d", "e"], [])
     counters.use(fourth)
@@ -257,15 +276,16 @@ def test_cells_that_change_hands_begin_at_zero(board: Board, memory: SharedMemor
     first = board.slots(["a"], [])
     board.keep(first)
     counters = Counters(memory, 0, first)
-    counters.sessions_are(1, "a", 1, begun=True)
+    counters.sessions_are(1, "a", 1)
+    counters.began("a")
     counters.record(record(status=101, route="a", cause="closed"))
-    counters.sessions_are(0, "a", 0, begun=False)
+    counters.sessions_are(0, "a", 0)
     board.keep(Slots())
     second = board.slots(["z"], [])
     assert second.routes["z"] == first.routes["a"]
     assert board.routes() == {"z": shared.RouteCounts()}
     counters.use(second)
-    counters.sessions_are(1, "z", 1, begun=True)
+    counters.began("z")
     assert board.routes()["z"].begun == 1
 
 
@@ -320,6 +340,7 @@ for turn in range(turns):
     client = clients[turn % 100]
     limits.opened()
     assert limits.enter("chat", 0, client, 1000) is None
+    counters.began("chat")
     counters.add(Cell.ACCEPTED)
     if turn % 2:
         limits.leave("chat", client)

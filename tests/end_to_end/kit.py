@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -173,6 +174,17 @@ class Gateway:
         answer = json.loads(done.stdout)
         assert isinstance(answer, dict)
         return answer
+
+    @contextlib.contextmanager
+    def unread_command(self) -> Iterator[None]:
+        """A command that asks and asks and reads nothing, until neither side takes a byte more."""
+        with socket.socket(socket.AF_UNIX) as stuck:
+            stuck.connect(str(self.folder / "control.sock"))
+            stuck.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    stuck.send(b'{"do":"status"}\n' * 200)
+            yield
 
     def said(self, text: str, count: int = 1) -> None:
         """Wait until so many of its messages have this text."""

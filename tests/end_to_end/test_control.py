@@ -179,6 +179,14 @@ def test_ready_until_it_drains(start: Starter) -> None:
         pass
 
 
+def test_a_command_that_takes_no_answer_does_not_keep_it_from_ending(start: Starter) -> None:
+    """Its connection is cut."""
+    gateway = start(head() + ECHO)
+    with gateway.unread_command():
+        gateway.signal(signal.SIGTERM)
+        assert gateway.wait() == 0
+
+
 def test_metrics_agree_with_what_clients_saw(start: Starter, client: Client) -> None:
     """Sessions by how they ended, answers by status, bytes, reloads; over two workers."""
     gateway = start(head(ADMIN, "workers = 2") + ECHO)
@@ -210,7 +218,7 @@ def test_metrics_agree_with_what_clients_saw(start: Starter, client: Client) -> 
         "gateway_sessions_ended_total cause=too big route=echo": 1,
         "gateway_sessions_crashed_total": 0, "gateway_sessions_cut_total": 0,
     }
-    assert found["gateway_handshakes_total status=101"] == 5
+    assert found["gateway_handshakes_total status=101"] == 6
     assert found["gateway_handshakes_total status=404"] == 1
     assert found["gateway_connections_open"] == 1
     assert found["gateway_connections_accepted_total"] == 7
@@ -238,6 +246,8 @@ def test_totals_outlive_a_worker(start: Starter, client: Client) -> None:
     found = samples(gateway)
     assert found["gateway_sessions_total route=echo"] == 2
     assert found["gateway_sessions_open route=echo"] == 0
+    assert found["gateway_handshakes_total status=101"] == 2
+    assert found["gateway_sessions_ended_total cause=worker died route=echo"] == 1
     assert found["gateway_worker_restarts_total"] == 1
     assert gateway.ask("status")["workers"][0]["restarts"] == 1
 

@@ -98,6 +98,13 @@ def test_the_first_sigterm_of_a_replaced_program_is_patient(
         assert gateway.process.wait(PATIENCE) == 0
 
 
+def test_a_command_that_takes_no_answer_does_not_keep_the_old_one(start: Starter) -> None:
+    """Its connection is cut."""
+    gateway = start(TABLE)
+    with gateway.unread_command(), successor(gateway):
+        assert gateway.process.wait(PATIENCE) == 0
+
+
 def test_a_new_program_that_fails_changes_nothing(start: Starter, tmp_path: Path) -> None:
     """Its table is broken by now; the old one says so and serves on."""
     path = tmp_path / "g.sock"
