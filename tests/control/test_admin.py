@@ -213,7 +213,14 @@ async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     with contextlib.suppress(ConnectionResetError):
         while await asyncio.wait_for(reader.read(1 << 20), 20):
             pass
+    await give_up(writer)
+
+
+async def give_up(writer: asyncio.StreamWriter) -> None:
+    """End a connection from this side."""
     writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 def test_slow_clients_do_not_fail_the_probes() -> None:
@@ -227,8 +234,8 @@ def test_slow_clients_do_not_fail_the_probes() -> None:
                 assert await asked.get("/readyz") == (200, b"ready\n")
             await cut(*slow[0])
             assert not slow[-1][0].at_eof()
-            for _, writer in slow:
-                writer.transport.abort()
+            for _, writer in slow[1:]:
+                await give_up(writer)
 
     uvloop.run(ask())
 
