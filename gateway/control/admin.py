@@ -19,6 +19,7 @@ Laws of this file:
 import asyncio
 import contextlib
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -143,7 +144,7 @@ class _Connection(H11Protocol):
     def _expect_within(self, seconds: float) -> None:
         if self._limit is not None:
             self._limit.cancel()
-        self.since = self.loop.time()
+        self.since = time.monotonic()
         self._limit = self.loop.call_later(seconds, self.cut)
 
     def cut(self) -> None:

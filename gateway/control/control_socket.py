@@ -16,6 +16,7 @@ Laws of this file:
 """
 
 import asyncio
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class _Connection:
 
     task: asyncio.Task[None]
     writer: asyncio.StreamWriter
-    idle_since: float                    # since when it has asked nothing, or takes no answer
+    idle_since: float                    # of time.monotonic(): a loop counts in milliseconds
     is_answered: bool = False            # what it asked is being done: this is never cut short
 
     def close(self) -> None:
@@ -131,7 +132,6 @@ class ControlSocket:
 
     async def start(self) -> None:
         """Listen from here on."""
-        self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_unix_server(
             self._serve, sock=self._bound.socket, limit=REQUEST_MAX
         )
@@ -156,7 +156,7 @@ class ControlSocket:
         """One connection, to its end."""
         task = asyncio.current_task()
         assert task is not None
-        connection = _Connection(task, writer, self._loop.time())
+        connection = _Connection(task, writer, time.monotonic())
         has_room = self._make_room()
         self._connections.add(connection)
         try:
@@ -201,7 +201,7 @@ class ControlSocket:
                 await self._answer(line, writer)
             finally:
                 connection.is_answered = False
-                connection.idle_since = self._loop.time()
+                connection.idle_since = time.monotonic()
             async with asyncio.timeout(IDLE_LIMIT):
                 await writer.drain()
 
