@@ -46,11 +46,7 @@ def choose(wanted: str, ring: str = "auto") -> Choice:
     if ring == "auto":
         form, why = ring_form()
         return Choice(wanted, form, f"{DEMANDED}; relays by {form}: {why}")
-    from gateway.engine.uring_setup import (  # noqa: PLC0415 - see the module's docstring
-        refusal_of_completions,
-    )
-
-    if ring == "completions" and (refused := refusal_of_completions()):
+    if ring == "completions" and (refused := why_no_completions()):
         raise _refusal(refused, 'ring = "readiness" can be had')
     return Choice(wanted, ring, f"{DEMANDED}, and relays by {ring}")
 
@@ -73,12 +69,11 @@ def make(engine: str, form: str) -> Engine:
 def ring_form() -> tuple[str, str]:
     """What `ring = "auto"` is on this machine, where io_uring can be had at all, and why."""
     from gateway.engine.uring_ring import call_cost_ns  # noqa: PLC0415 - see the module's docstring
-    from gateway.engine.uring_setup import refusal_of_completions  # noqa: PLC0415 - likewise
 
     cost = call_cost_ns()
     if cost < DEAR_NS:
         return "readiness", f"a system call takes {cost} ns, {DEAR_NS} would be dear"
-    refused = refusal_of_completions()
+    refused = why_no_completions()
     if refused:
         return "readiness", f"no completions: {refused}"
     return "completions", f"a system call takes {cost} ns, {DEAR_NS} are dear"
@@ -99,6 +94,13 @@ def why_no_uring() -> str:
     except ImportError:
         return NOT_BUILT
     return uring_setup.refusal()
+
+
+def why_no_completions() -> str:
+    """Why relays cannot move by completions, where io_uring can be had; "" if they can."""
+    from gateway.engine import uring_setup  # noqa: PLC0415 - see the module's docstring
+
+    return uring_setup.refusal_of_completions()
 
 
 def _uring(form: str) -> Engine:

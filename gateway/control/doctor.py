@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway import __version__
-from gateway.control.choice import ring_form, why_no_uring
+from gateway.control.choice import ring_form, why_no_completions, why_no_uring
 from gateway.control.parts import PARTS, RELAY
 from gateway.control.serving import SPARE_DESCRIPTORS, default_max_sessions
 from gateway.table import Listener, Table
@@ -184,6 +184,8 @@ def _limits() -> Iterator[Finding]:
 
 def _demands(table: Table) -> Iterator[Finding]:
     yield _engine(table.gateway.engine)
+    if table.gateway.engine == "io_uring" and not why_no_uring():
+        yield _ring(table.gateway.ring)
     most = _descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     wanted = table.gateway.max_sessions
     if wanted and 2 * wanted + SPARE_DESCRIPTORS > most:
@@ -209,6 +211,19 @@ def _engine(wanted: str) -> Finding:
     return Finding(
         MISSING, f'engine = "{wanted}" cannot run: {name}: {refusals[name]}', remedy
     )
+
+
+def _ring(wanted: str) -> Finding:
+    """How relays move in the ring, which can be had."""
+    if wanted == "auto":
+        form, why = ring_form()
+        return Finding(GOOD, f'ring = "auto" is {form}: {why}')
+    if wanted == "completions" and (refused := why_no_completions()):
+        return Finding(
+            MISSING, f'ring = "{wanted}" cannot be had: {refused}',
+            'ring = "readiness" can be had, which is also what ring = "auto" is here',
+        )
+    return Finding(GOOD, f'ring = "{wanted}" can be had')
 
 
 def _listener(listener: Listener) -> Iterator[Finding]:

@@ -123,6 +123,28 @@ def test_an_engine_that_cannot_run_is_missing(
     assert examined(table_of(tmp_path, more='engine = "auto"'))[1]
 
 
+def test_completions_that_a_table_demands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be refused where io_uring is not; the start would be, too."""
+    monkeypatch.setattr(doctor, "why_no_uring", lambda: "")
+    monkeypatch.setattr(doctor, "why_no_completions", lambda: "registering buffers: EINVAL")
+    text, has_all = examined(
+        table_of(tmp_path, more='engine = "io_uring"\nring = "completions"')
+    )
+    assert not has_all
+    assert line_with(text, "  MISSING").endswith(
+        'ring = "completions" cannot be had: registering buffers: EINVAL'
+    )
+    assert 'ring = "readiness" can be had' in text
+    text, has_all = examined(table_of(tmp_path, more='engine = "io_uring"\nring = "readiness"'))
+    assert has_all
+    assert line_with(text, 'ring = "readiness" can be had').startswith("  ok")
+    monkeypatch.setattr(doctor, "ring_form", lambda: ("readiness", "said so"))
+    text, _ = examined(table_of(tmp_path, more='engine = "io_uring"'))
+    assert line_with(text, 'ring = "auto" is readiness: said so').startswith("  ok")
+
+
 def test_no_engine_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "why_no_uring", lambda: "forbidden")
     monkeypatch.setattr(doctor, "_why_no_uvloop", lambda: "No module named 'uvloop'")
