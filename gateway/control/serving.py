@@ -7,8 +7,10 @@ workers' processes are started as soon as the table is known to be right, and lo
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -91,12 +93,24 @@ def _processes(count: int, memory: int) -> Iterator[list[Spawned]]:
         yield spawned
     except OSError as error:
         raise StartFailed(
-            f"a worker's process cannot be started: {error.strerror}; raise the limit on processes "
-            "(ulimit -u, pids.max of the cgroup)"
+            f"a worker's process cannot be started: {error.strerror}; {_remedy_for(error)}"
         ) from error
     finally:
         for each in spawned:
             each.abandon()
+
+
+def _remedy_for(error: OSError) -> str:
+    """What to do where a process cannot be started: fork(2) and execve(2) share their errnos."""
+    if error.errno == errno.EAGAIN:
+        return "raise the limit on processes (ulimit -u, pids.max of the cgroup)"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit on open files (ulimit -n, the sysctl fs.file-max)"
+    if error.errno == errno.ENOMEM:
+        return "give it more memory (memory.max of the cgroup)"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOEXEC):
+        return f"see that this user may execute {sys.executable}, and that nothing forbids it"
+    return f"see execve(2) for {sys.executable}"
 
 
 def _warn_of_descriptors(wanted: int, descriptors: int, report: Report) -> None:

@@ -1,6 +1,7 @@
 """The command line as the real program: what it prints, where, and its exit codes."""
 
 import contextlib
+import errno
 import os
 import resource
 import shlex
@@ -16,7 +17,7 @@ import pytest
 from gateway import __version__
 from gateway.control import choice, cli, serving
 from gateway.control.choice import Choice, choose
-from gateway.errors import EngineRefused
+from gateway.errors import EngineRefused, StartFailed
 
 COMMAND = [sys.executable, "-m", "gateway"]
 PATIENCE = 20.0
@@ -358,6 +359,30 @@ def test_workers_have_standard_descriptors_of_their_own(table: Path) -> None:
             process.terminate()
         process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EAGAIN, "ulimit -u"), (errno.EACCES, "may execute"), (errno.EPERM, "may execute"),
+        (errno.ENOENT, "may execute"), (errno.EMFILE, "ulimit -n"), (errno.ENOMEM, "memory.max"),
+        (errno.E2BIG, "execve"),
+    ],
+)
+def test_the_remedy_for_a_worker_that_cannot_be_started(
+    number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is that of the errno; what was started before is let go."""
+
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(serving, "spawn", refuse)
+    with (
+        pytest.raises(StartFailed, match=f"{os.strerror(number)}; .*{remedy}"),
+        serving._processes(1, 0),
+    ):
+        pytest.fail("none was started")
 
 
 def test_default_max_sessions() -> None:
