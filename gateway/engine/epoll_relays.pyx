@@ -7,9 +7,10 @@ It is the driver wherever io_uring is refused. Facts:
   next wait, and by the outer loop's. epoll_ctl is called only when a relay begins, a side blocks
   or is held, or it is not proven that a side is drained (`look_again`); each time the kernel looks
   whether it is ready already, so no edge is lost.
-- A batch is done to its end, whatever ends in it: its edges are told once.
+- A batch is done to its end, whatever ends in it: its edges are told once. Where its time is over
+  before, the rest is kept, and is first in the next drain.
 - The epoll descriptor itself is readable while anybody in it is ready, so the outer loop comes
-  back by itself.
+  back by itself; while a rest is kept, an eventfd that always is stands in for it.
 """
 
 cimport cython
@@ -18,6 +19,8 @@ from libc.math cimport INFINITY
 from libc.stdint cimport uint32_t, uint64_t
 
 from gateway.engine.linux cimport (
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
@@ -30,6 +33,7 @@ from gateway.engine.linux cimport (
     epoll_ctl,
     epoll_event,
     epoll_wait,
+    eventfd,
 )
 from gateway.engine.relay_loop cimport RelayLoop
 from gateway.engine.relay_slots cimport UNWATCHED, Far, Slot, clock
@@ -37,7 +41,9 @@ from gateway.engine.relay_slots cimport UNWATCHED, Far, Slot, clock
 cdef enum:
     BATCH = 256                      # events of one epoll_wait
     FEW = 16                         # with fewer, the next wait is the outer loop's
+    LOOK_EVERY = 16                  # events of little between two looks at the clock
 
+cdef uint64_t NOBODY = 0xFFFFFFFFFFFFFFFF
 cdef double DRAIN_LIMIT = 0.002      # seconds that one drain may take before Python has its turn
 
 
@@ -46,12 +52,29 @@ cdef class EpollRelays(RelayLoop):
     """See RelayLoop; and `drain`, when `fileno` is readable."""
 
     cdef int _epoll
+    cdef int _rest                   # readable for ever; watched while a batch is not done
+    cdef epoll_event _events[BATCH]
+    cdef int _done, _count           # of the batch
+    cdef bint _is_resting
+    cdef double _drain_limit
     cdef uint64_t _waits
 
     def __cinit__(self, *args, **named):
+        cdef epoll_event event
+        self._drain_limit = DRAIN_LIMIT
+        self._rest = -1
         self._epoll = epoll_create1(EPOLL_CLOEXEC)
         if self._epoll < 0:
             raise OSError(errno, "epoll_create1")
+        self._rest = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK)
+        event.events, event.data.u64 = 0, NOBODY
+        if self._rest < 0 or epoll_ctl(self._epoll, EPOLL_CTL_ADD, self._rest, &event) < 0:
+            raise OSError(errno, "eventfd")
+
+    def __dealloc__(self):
+        for fd in (self._epoll, self._rest):
+            if fd >= 0:
+                close_fd(fd)
 
     @property
     def waits(self):
@@ -67,7 +90,8 @@ cdef class EpollRelays(RelayLoop):
         RelayLoop.close(self)
         if self._epoll >= 0:
             close_fd(self._epoll)
-            self._epoll = -1
+            close_fd(self._rest)
+            self._epoll = self._rest = -1
 
     def drain(self, double alarm_at=INFINITY):
         """Do what is ready and what is due, for a bounded time. Returns True if relays ended, or
@@ -81,36 +105,52 @@ cdef class EpollRelays(RelayLoop):
         )
 
     cdef void _drain(self) noexcept nogil:
-        cdef epoll_event events[BATCH]
-        cdef int i, count
+        cdef double until
+        self.now = clock()
+        until = self.now + self._drain_limit
+        while self._do_batch(until):
+            self._waits += 1
+            self._done, self._count = 0, epoll_wait(self._epoll, self._events, BATCH, 0)
+            if self._count <= 0:
+                self._count = 0
+                break
+            self.turns += 1
+            if not self._do_batch(until) or self._count < FEW:
+                break                   # with few, too little time went by for more to have come
+            self.now = clock()
+            if self.now >= until or self.ended_size:
+                break
+        self._keep_rest(self._done < self._count)
+
+    cdef bint _do_batch(self, double until) noexcept nogil:
+        """Do what is left of the batch; False if its time was over before."""
         cdef uint64_t data
         cdef uint32_t index
         cdef Slot *slot
-        cdef double until
-        self.now = clock()
-        until = self.now + DRAIN_LIMIT
-        while True:
-            self._waits += 1
-            count = epoll_wait(self._epoll, events, BATCH, 0)
-            if count <= 0:
-                return
-            self.turns += 1
-            for i in range(count):
-                data = events[i].data.u64
-                index = <uint32_t>(data >> 1)
+        while self._done < self._count:
+            data = self._events[self._done].data.u64
+            index = <uint32_t>(data >> 1)
+            self._done += 1
+            if data != NOBODY:
                 slot = self.slot(index)
                 # A relay that ended earlier in this batch, and its slot's next tenant, are not
                 # meant by what epoll said before.
-                if (
-                    slot.used and not slot.ended
-                    and slot.generation == <uint32_t>(data >> 33)
-                ):
-                    self.ready(index, data & 1, events[i].events)
-            if count < FEW:
-                return                  # too little time went by for more to have come
-            self.now = clock()
-            if self.now >= until or self.ended_size:
-                return
+                if slot.used and not slot.ended and slot.generation == <uint32_t>(data >> 33):
+                    self.ready(index, data & 1, self._events[self._done - 1].events)
+            if self.took_long or self._done % LOOK_EVERY == 0:
+                self.took_long = False
+                self.now = clock()
+                if self.now >= until:
+                    break
+        return self._done == self._count
+
+    cdef void _keep_rest(self, bint is_resting) noexcept nogil:
+        """Let the outer loop come back at once for what is left, or no more."""
+        cdef epoll_event event
+        if is_resting != self._is_resting:
+            self._is_resting = is_resting
+            event.events, event.data.u64 = EPOLLIN if is_resting else 0, NOBODY
+            epoll_ctl(self._epoll, EPOLL_CTL_MOD, self._rest, &event)
 
     cdef void watch(self, uint32_t index, int side, uint32_t mask) noexcept nogil:
         cdef Slot *slot = self.slot(index)
@@ -133,3 +173,9 @@ cdef class EpollRelays(RelayLoop):
 
     cdef void forget(self, Slot *slot, int side) noexcept nogil:
         """close(2) takes it out, since no other descriptor means the same socket."""
+
+    # --- For tests -------------------------------------------------------------------------------
+
+    def limit_turns(self, double seconds):
+        """Let a drain take so long; with 0, it is LOOK_EVERY events."""
+        self._drain_limit = seconds

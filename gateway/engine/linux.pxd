@@ -23,6 +23,12 @@ cdef extern from "<sys/epoll.h>" nogil:
         EPOLLRDHUP
         EPOLLET
 
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd(unsigned first, int flags)
+    enum:
+        EFD_CLOEXEC
+        EFD_NONBLOCK
+
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
         void *iov_base

@@ -1,0 +1,88 @@
+"""Drains of compiled relays under another loop: bounded, and what is left is first in the next."""
+
+import select
+
+from engine.splicing import Road, Roads, driving, frame_of
+from gateway.events import Side
+
+BUSY = 60                          # relays; with no time at all a drain does 16 events
+DRAINS = 4                         # that 60 take
+
+
+def readable(roads: Roads) -> bool:
+    """Whether the outer loop would come back."""
+    return bool(select.select([roads.driver.fileno()], [], [], 0)[0])
+
+
+def arrived(roads: list[Road]) -> int:
+    """How many servers have what was sent to them."""
+    for road in roads:
+        road.server.move()
+    return sum(bool(road.server.received) for road in roads)
+
+
+def test_a_drain_ends_within_a_batch_and_loses_none() -> None:
+    """The edges of a batch are told once; those that are left are done by the next drains, for
+    which the outer loop is called, and not for more."""
+    with driving() as roads:
+        some = [roads.open() for _ in range(BUSY)]
+        roads.settle(3)
+        roads.driver.limit_turns(0.0)
+        assert not readable(roads)
+        data = frame_of(Side.CLIENT, b"x" * 64)
+        for road in some:
+            assert road.browser.sock is not None
+            road.browser.sock.send(data)
+        waits, counts = roads.driver.waits, []
+        for _ in range(DRAINS):
+            assert readable(roads)
+            roads.driver.drain()
+            counts.append(arrived(some))
+        assert counts == [16, 32, 48, 60]
+        assert roads.driver.waits <= waits + 2
+        for _ in range(2):
+            roads.driver.drain()
+        assert not readable(roads)
+
+
+def test_who_is_left_is_served_before_who_came_later() -> None:
+    """Sixteen who have something again each time keep nobody else waiting."""
+    with driving() as roads:
+        some = [roads.open() for _ in range(BUSY)]
+        roads.settle(3)
+        roads.driver.limit_turns(0.0)
+        data = frame_of(Side.CLIENT, b"x" * 64)
+        for road in some:
+            assert road.browser.sock is not None
+            road.browser.sock.send(data)
+        for _ in range(DRAINS):
+            roads.driver.drain()
+            for road in some[:16]:
+                assert road.browser.sock is not None
+                road.browser.sock.send(data)
+        assert arrived(some) == BUSY
+
+
+def test_relays_that_end_while_they_are_left_are_passed_over() -> None:
+    """Their places may be others' when it is their turn."""
+    with driving() as roads:
+        some = [roads.open() for _ in range(BUSY)]
+        roads.settle(3)
+        roads.driver.limit_turns(0.0)
+        data = frame_of(Side.CLIENT, b"x" * 64)
+        for road in some:
+            assert road.browser.sock is not None
+            road.browser.sock.send(data)
+        roads.driver.drain()
+        for road in some[1::2]:
+            roads.driver.cut(road.slot)
+        roads.collect()
+        later = [roads.open() for _ in range(BUSY // 2)]
+        for _ in range(DRAINS):
+            roads.driver.drain()
+        roads.collect()
+        assert arrived(some[::2]) == BUSY // 2
+        assert arrived(later) == 0
+        later[0].send(Side.CLIENT, data)
+        later[0].arrives(Side.CLIENT, data)
+        assert roads.is_quiet()
