@@ -39,7 +39,7 @@ demo: ready      ## run the gateway on routes/demo.toml, http://127.0.0.1:8080
 	if [ $$code -ne 4 ]; then exit $$code; fi  # 4: the browser was connected at Ctrl and C
 
 test: check      ## ruff, mypy, and all tests but those with a target of their own
-	$(PY) -m pytest --ignore=tests/house/test_clean_root.py $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --ignore=tests/house/test_clean_root.py $(ARGS)
 
 test-fast: ready-to-test   ## tests without sockets and programs: about a minute
 	$(PY) -m pytest $(FAST) $(ARGS)
