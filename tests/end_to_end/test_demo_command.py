@@ -12,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
+# What make itself says, once in a thousand times, where its handler of the signal and its own wait
+# race for the end of the same child.
+MAKE_RACED = "wait: No child processes"
 # A handler and pause(2) would miss, once in a thousand times, a signal that comes just between.
 PROGRAM = """
 import signal, sys
@@ -33,6 +36,15 @@ sys.exit({code})
 def test_make_demo_ends_quietly(tmp_path: Path, code: int, words: str, number: int) -> None:
     """Ctrl and C reaches all of a terminal's programs; `kill` make alone, which passes it on.
     A page that was open has its session cut: no error. What failed still says so."""
+    said = MAKE_RACED
+    while MAKE_RACED in said:
+        said = end_demo(tmp_path, code, number)
+    assert words in said
+    assert words or said == ""
+
+
+def end_demo(tmp_path: Path, code: int, number: int) -> str:
+    """What `make demo` says when this signal ends it, and its program ends with this code."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(code=code))
     stand_in = f"{shlex.quote(sys.executable)} {shlex.quote(str(program))}"
@@ -54,5 +66,4 @@ def test_make_demo_ends_quietly(tmp_path: Path, code: int, words: str, number: i
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-    assert words in said
-    assert words or said == ""
+    return said
