@@ -24,8 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = {".py", ".pyi", ".pyx", ".pxd", ".html", ".typed", ".toml", ".md", ""}
 # What runs compiled code: the memory engine and relays in Python do not. Sizes are not those of a
-# usual build. A raw splice with a heartbeat of 50 ms does not get on in a build that is so slow: not
-# understood yet, and not seen in the usual build.
+# usual build. A raw splice whose heartbeat is due while its pipe is full does not get on there: not
+# understood yet.
 TESTS = (
     "-q", "tests/words", "tests/engine",
     "-k", "not memory and not python and not is_small and not a_ping_comes_between_two_frames",
