@@ -15,9 +15,9 @@ Facts that shape it:
 - The first large frame's header was read with what came with it, and leaves before its payload.
 - Bytes of a raw upstream become frames: what is there is spliced into the pipe, then a header that
   promises just that much is sent, then the pipe. Text is checked, hence copied. The header goes
-  without MSG_MORE: in one segment with it, pages are cut where that is full, which costs more than
-  a segment (64 KiB echoes on Linux 6.18: 1.3 to 1.8 of a copy, instead of 0.9 to 1.0). Where
-  memory is fast this saves nothing: 256 KiB and 1 MiB cost 1.0 to 1.1 of a copy.
+  without MSG_MORE, with which 64 KiB echoes cost 1.3 to 1.8 of a copy on Linux 6.18, instead of 0.9
+  to 1.0; why was not found. Where memory is fast this saves nothing: 256 KiB and 1 MiB cost 1.0 to
+  1.1 of a copy.
 
 Must never: block, take the GIL per event, close a descriptor while its number may be looked up.
 """
@@ -330,12 +330,14 @@ cdef class RelayCarriage(RelaySlots):
         cdef Far *other = &slot.far[1 - side]
         cdef Pipe *pipe
         cdef ssize_t count
-        if slot.far[side].pipe == NO_PIPE or other.fd < 0 or other.blocked or other.fault:
-            return False
-        if other.ahead or other.sending or slot.relay.legs[1 - side].fate == RESET:
+        if slot.far[side].pipe == NO_PIPE or slot.relay.legs[1 - side].fate == RESET:
             return False
         pipe = &self.pipes.pipes[slot.far[side].pipe]
         if not pipe.held:
+            return False
+        if other.ahead and other.fd >= 0:
+            self._flush(slot, 1 - side)
+        if other.fd < 0 or other.blocked or other.fault or other.ahead or other.sending:
             return False
         self.calls += 1
         count = splice(
@@ -382,6 +384,7 @@ cdef class RelayCarriage(RelaySlots):
         cdef int i, count = self._out.count[side]
         cdef ssize_t sent = 0
         cdef size_t skip
+        cdef bint tried = False
         self._out.count[side] = 0
         if slot.relay.legs[side].fate == RESET or far.fd < 0:
             return
@@ -391,6 +394,7 @@ cdef class RelayCarriage(RelaySlots):
         ):
             if count == 1 and not ahead and self.send_later(slot, side):
                 return
+            tried = True
             self.calls += 1
             if count == 1:
                 sent = send(
@@ -421,7 +425,9 @@ cdef class RelayCarriage(RelaySlots):
                 self._out.spans[side][i].size - skip,
             )
             skip = 0
-        if far.queue != NULL and not far.sending and (ahead or not self._pipe_before(slot, side)):
+        if tried and far.queue != NULL:
+            # Only who was tried is waited for: a socket with room, whose queue stood behind a pipe
+            # until now, would never tell of it. That queue is `_pump`'s, or `_splice_out`'s.
             far.blocked = 1
 
     cdef void _keep(self, Slot *slot, int side, const uint8_t *data, size_t size) noexcept nogil:

@@ -164,6 +164,7 @@ class TestPressure:
             raw=True, heartbeat=0.05, heartbeat_timeout=60, write_timeout=0, close_timeout=5
         )
         road = fill_pipe(roads, rules)
+        roads.until(lambda: road.counts()[Side.CLIENT].pings_sent)      # it is in the queue
         road.browser.resume()
         hears(road, DATA)
         roads.until(lambda: any(op == frames.PING for op, _ in parsed(road.browser.received)))
