@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from control.volume import config_map
 from gateway.control import watching
 from gateway.control.config import digest
 from gateway.control.watching import Watch, watched_folders
@@ -55,24 +56,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "LOOK_MS", 500)
 
 
-def config_map(folder: Path) -> Callable[[str], None]:
-    """A volume as Kubernetes mounts it; returns what gives it another content at one stroke."""
-    count = 0
-
-    def write(text: str) -> None:
-        nonlocal count
-        count += 1
-        version = folder / f"..version_{count}"
-        version.mkdir()
-        (version / "routes.toml").write_text(text)
-        (folder / "..data_tmp").symlink_to(version.name)
-        (folder / "..data_tmp").rename(folder / "..data")
-
-    write("one")
-    (folder / "routes.toml").symlink_to("..data/routes.toml")
-    return write
-
-
 def replaced(path: Path, text: str) -> None:
     """Write a file as careful editors do."""
     draft = path.with_name("draft")
@@ -97,7 +80,7 @@ def test_a_file_that_is_written_and_replaced(tmp_path: Path) -> None:
 
 def test_a_config_map(tmp_path: Path) -> None:
     """Another link in the place of `..data` is a change, each time."""
-    write = config_map(tmp_path)
+    write = config_map(tmp_path, "one")
 
     async def story(seen: Seen) -> None:
         for text in ("two", "three"):
@@ -110,7 +93,7 @@ def test_a_config_map(tmp_path: Path) -> None:
 def test_a_link_into_a_config_map(tmp_path: Path) -> None:
     """Also where the table's own name is in another folder."""
     (tmp_path / "volume").mkdir()
-    write = config_map(tmp_path / "volume")
+    write = config_map(tmp_path / "volume", "one")
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "routes.toml").symlink_to("../volume/routes.toml")
 
@@ -224,7 +207,7 @@ def test_why_it_cannot_be_watched_is_told(
 
 def test_folders_on_the_way(tmp_path: Path) -> None:
     """Of every link, and of what it leads to; a ring of links ends, too."""
-    config_map(tmp_path)
+    config_map(tmp_path, "one")
     assert watched_folders(tmp_path / "routes.toml") == [tmp_path, tmp_path / "..version_1"]
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.kit import ENGINES, RUNNING, Ends, Gateway, Starter, launch
-from end_to_end.wire import Upstream
+from end_to_end.wire import Upstream, Wire
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,3 +66,12 @@ def _starter(engine: str, folder: Path) -> Iterator[Starter]:
             return stack.enter_context(launch(table, place, engine=engine, files=files))
 
         yield start
+
+
+@pytest.fixture
+def crowd() -> Iterator[list[Wire]]:
+    """Clients that are closed after the test."""
+    clients: list[Wire] = []
+    yield clients
+    for client in clients:
+        client.close()

@@ -11,6 +11,7 @@ from typing import Self
 
 from websockets.asyncio.client import connect
 
+from control.volume import config_map
 from end_to_end.kit import Gateway, launch
 from end_to_end.wire import PATIENCE
 
@@ -86,25 +87,16 @@ class Load:
 
 
 @contextlib.contextmanager
-def config_map(
+def served_config_map(
     folder: Path, table: str, engine: str
 ) -> Iterator[tuple[Gateway, Callable[[str], None]]]:
     """A gateway on a table in a volume as Kubernetes mounts it, and what swaps its content."""
-    count = 0
+    def filled(text: str) -> str:
+        return text.replace("{engine}", engine)
 
-    def swap(text: str) -> None:
-        nonlocal count
-        count += 1
-        version = folder / f"..version_{count}"
-        version.mkdir()
-        (version / "routes.toml").write_text(text.replace("{engine}", engine))
-        (folder / "..data_tmp").symlink_to(version.name)
-        (folder / "..data_tmp").rename(folder / "..data")
-
-    swap(table)
-    (folder / "routes.toml").symlink_to("..data/routes.toml")
+    write = config_map(folder, filled(table))
     with launch(table, folder, engine=engine, write=False) as gateway:
-        yield gateway, swap
+        yield gateway, lambda text: write(filled(text))
 
 
 def listening_now(gateway: Gateway) -> list[str]:

@@ -2,9 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
-
-import pytest
 
 from end_to_end.kit import Gateway, Starter, head, refused, route
 from end_to_end.wire import (
@@ -21,15 +18,6 @@ from end_to_end.wire import (
 )
 
 IDLE = 0.5  # seconds over which the CPU is watched
-
-
-@pytest.fixture
-def crowd() -> Iterator[list[Wire]]:
-    """Clients that are closed after the test."""
-    clients: list[Wire] = []
-    yield clients
-    for client in clients:
-        client.close()
 
 
 def admitted(gateway: Gateway, crowd: list[Wire], target: str) -> int:

@@ -15,7 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import Server, ServerConnection, serve
 
 from end_to_end.kit import Gateway, Starter, head, route
-from end_to_end.reloads import Load, config_map, listening_now
+from end_to_end.reloads import Load, listening_now, served_config_map
 from end_to_end.wire import PATIENCE, wait_for
 
 Client = Callable[..., ClientConnection]
@@ -284,7 +284,7 @@ def test_sighup_reloads(start: Starter, engine: str, client: Client) -> None:
 def test_a_config_map_is_followed(engine: str, tmp_path: Path, server: str, client: Client) -> None:
     """Kubernetes puts another link in the place of ..data; each time that is a reload."""
     table = head() + route("echo", "builtin:echo")
-    with config_map(tmp_path, table, engine) as (gateway, swap):
+    with served_config_map(tmp_path, table, engine) as (gateway, swap):
         one = client(gateway, "/echo")
         for number in range(1, 4):
             swap(head() + route("echo", "builtin:echo") + route(f"new{number}", server))

@@ -4,7 +4,6 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,15 +13,6 @@ from gateway.balance import allowed
 from gateway.engine.contract import ACCEPTS_PER_TURN
 
 EACH = 100            # sessions for each worker
-
-
-@pytest.fixture
-def crowd() -> Iterator[list[Wire]]:
-    """Clients that are closed after the test."""
-    clients: list[Wire] = []
-    yield clients
-    for client in clients:
-        client.close()
 
 
 def come(gateway: Gateway, crowd: list[Wire], count: int, target: str = "/ws") -> None:

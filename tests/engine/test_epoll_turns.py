@@ -7,11 +7,19 @@ from gateway.events import Side
 
 BUSY = 60                          # relays; with no time at all a drain does 16 events
 DRAINS = 4                         # that 60 take
+DATA = frame_of(Side.CLIENT, b"x" * 64)
 
 
 def readable(roads: Roads) -> bool:
     """Whether the outer loop would come back."""
     return bool(select.select([roads.driver.fileno()], [], [], 0)[0])
+
+
+def all_speak(roads: list[Road]) -> None:
+    """Each client has something in its socket: what is read by a drain, and by nobody before."""
+    for road in roads:
+        assert road.browser.sock is not None
+        road.browser.sock.send(DATA)
 
 
 def arrived(roads: list[Road]) -> int:
@@ -29,10 +37,7 @@ def test_a_drain_ends_within_a_batch_and_loses_none() -> None:
         roads.settle(3)
         roads.driver.limit_turns(0.0)
         assert not readable(roads)
-        data = frame_of(Side.CLIENT, b"x" * 64)
-        for road in some:
-            assert road.browser.sock is not None
-            road.browser.sock.send(data)
+        all_speak(some)
         waits, counts = roads.driver.waits, []
         for _ in range(DRAINS):
             assert readable(roads)
@@ -51,15 +56,10 @@ def test_who_is_left_is_served_before_who_came_later() -> None:
         some = [roads.open() for _ in range(BUSY)]
         roads.settle(3)
         roads.driver.limit_turns(0.0)
-        data = frame_of(Side.CLIENT, b"x" * 64)
-        for road in some:
-            assert road.browser.sock is not None
-            road.browser.sock.send(data)
+        all_speak(some)
         for _ in range(DRAINS):
             roads.driver.drain()
-            for road in some[:16]:
-                assert road.browser.sock is not None
-                road.browser.sock.send(data)
+            all_speak(some[:16])
         assert arrived(some) == BUSY
 
 
@@ -69,10 +69,7 @@ def test_relays_that_end_while_they_are_left_are_passed_over() -> None:
         some = [roads.open() for _ in range(BUSY)]
         roads.settle(3)
         roads.driver.limit_turns(0.0)
-        data = frame_of(Side.CLIENT, b"x" * 64)
-        for road in some:
-            assert road.browser.sock is not None
-            road.browser.sock.send(data)
+        all_speak(some)
         roads.driver.drain()
         for road in some[1::2]:
             roads.driver.cut(road.slot)
@@ -83,6 +80,6 @@ def test_relays_that_end_while_they_are_left_are_passed_over() -> None:
         roads.collect()
         assert arrived(some[::2]) == BUSY // 2
         assert arrived(later) == 0
-        later[0].send(Side.CLIENT, data)
-        later[0].arrives(Side.CLIENT, data)
+        later[0].send(Side.CLIENT, DATA)
+        later[0].arrives(Side.CLIENT, DATA)
         assert roads.is_quiet()
