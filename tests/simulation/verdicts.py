@@ -230,6 +230,11 @@ def _check_silence(story: Story, view: View, since: float) -> None:
     if other.last_byte_at > begin:
         # A foreign ping may stand for ours, and one that takes bytes has its time anew.
         limit += route.heartbeat_timeout
+    ending = min(other.close_at, other.finished_at, other.deeds.get("reset", math.inf),
+                 _certain_fault_at(other))
+    if ending <= limit:
+        # From then on nobody is pinged: what still waits for `view` goes by write_timeout.
+        limit = max(limit, ending + story.patience)
     hold(story.ended <= limit + story.transit + 2 * route.close_timeout,
          f"progress: {view.name} was silent since {begin:.3f}, until {story.ended:.3f}")
 
