@@ -102,6 +102,7 @@ class Cause(enum.Enum):
     DRAIN = "drain"
     KILLED = "killed"                    # ended at once: SIGINT, or the end of a drain
     DISMISSED = "dismissed"              # this one session was ended by order of the operator
+    TRUNCATED = "truncated"              # TLS: FIN without close_notify, and no Close before it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,45 @@ class LegCounts:
     cut: bool = False                    # this side was reset while bytes or a farewell waited
     pings_sent: int = 0                  # heartbeats of our own to this side
     round_trip: float | None = None      # seconds, of the last heartbeat that was answered
+
+
+# --- TLS --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPair:
+    """A certificate with its key, and whom it is for."""
+
+    chain: bytes                         # PEM: the certificate, then those that signed it
+    key: bytes = field(repr=False)       # PEM, not encrypted
+    names: tuple[str, ...] = ()          # lower case; "*.x" stands for exactly one label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
+class TlsServer:
+    """How a listener speaks TLS. Each object is itself alone: engines keep what they make of it
+    for as long as it lives, so one is made for a listener, not one for a connection."""
+
+    certificates: tuple[KeyPair, ...]    # by SNI: exact, then wildcard; the first for all else
+    profile: str = "intermediate"        # or "modern": Mozilla's, TLS 1.2 and 1.3, or 1.3 alone
+    client_certificates: str = "off"     # "request": verified if one is given; "require"
+    client_ca: bytes = b""               # PEM: who may have signed them
+    # 80 bytes each: 16 of name, 32 for the HMAC, 32 for AES-256; the first makes tickets, all are
+    # understood. None: no tickets.
+    ticket_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    alpn: tuple[str, ...] = ("http/1.1",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
+class TlsClient:
+    """How an upstream is spoken to in TLS. As with `TlsServer`, one is made for an upstream."""
+
+    server_name: str                     # told by SNI unless it is an IP address, and verified
+    verify: bool = True
+    ca: bytes = b""                      # PEM; b"": the store of the system
+    chain: bytes = b""                   # PEM: the client's own certificate, if one is to be shown
+    key: bytes = field(default=b"", repr=False)
+    alpn: tuple[str, ...] = ("http/1.1",)
 
 
 # --- Events: engine to worker -----------------------------------------------------------------
@@ -211,9 +251,39 @@ class TimedOut(Event):
 
 @_word()
 class Closed(Event):
-    """The link is gone, and its number is never said again. `fault` is None if it was ordered."""
+    """The link is gone, and its number is never said again. `fault` is None if it was ordered.
+
+    `detail` is one plain sentence for the record, where there is more to say than the fault does:
+    why a handshake failed, what to do about it.
+    """
 
     fault: Fault | None
+    detail: str = ""
+
+
+@_word()
+class PeerCertificate:
+    """The far end's certificate, which was verified unless the settings said not to.
+
+    `names` are its subject alternative names, as "DNS:a.example", "IP:192.0.2.1",
+    "EMAIL:a@a.example", "URI:spiffe://a.example/b"; kinds other than these four are left out.
+    """
+
+    subject: str                         # RFC 4514 text, "CN=a,O=b"; "" if it is empty
+    names: tuple[str, ...]
+    der: bytes
+
+
+@_word(kw_only=True)
+class Secured(Event):
+    """The handshake that `secure` began is done; from here on the link's bytes are clear text."""
+
+    server_name: str = ""                # the client's SNI, lower case; toward an upstream ours
+    protocol: str = ""                   # what ALPN chose; "" if nothing
+    version: str = ""                    # "TLSv1.2", "TLSv1.3"
+    cipher: str = ""                     # OpenSSL's name
+    resumed: bool = False                # by a ticket or a session id: no certificates went over
+    certificate: PeerCertificate | None = None
 
 
 @_word(kw_only=True)
@@ -257,6 +327,16 @@ class Connect(Command):
 
     address: Address
     source: str = ""
+
+
+@_word()
+class Secure(Command):
+    """TLS from here on, as a server toward the client or as a client toward the upstream, begun
+    with these bytes that were received. Answered by `Secured`, or by `Closed` with its detail."""
+
+    side: Side
+    settings: TlsServer | TlsClient
+    received: bytes = b""
 
 
 @_word()

@@ -53,6 +53,7 @@ class Farewell:
 FAREWELLS = {
     Cause.CUT: Farewell(None, True),
     Cause.LOST: Farewell(None, True, reset=True),
+    Cause.TRUNCATED: Farewell(None, True),
     Cause.SILENT: Farewell(None, True, reset=True),
     Cause.STALLED: Farewell(None, True, reset=True),
     Cause.UNANSWERED: Farewell(None, True, reset=True),
