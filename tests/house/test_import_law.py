@@ -45,7 +45,10 @@ class Layer:
 LAW = (
     Layer(
         "words",
-        files=("__init__", "errors", "events", "frames", "heartbeat", "leg", "relaying", "table"),
+        files=(
+            "__init__", "errors", "events", "frames", "heartbeat", "leg", "relaying",
+            "servernames", "table",
+        ),
         layers=("words",),
         only=frozenset(DATA_TYPES),
     ),
@@ -74,7 +77,8 @@ LAW = (
         files=("__main__", "control"),
         layers=("words", "policy", "protocol", "engine", "control"),
         packages=frozenset({
-            "click", "prometheus_client", "starlette", "tomli", "uvicorn", "uvloop", "watchfiles",
+            "click", "cryptography", "prometheus_client", "starlette", "tomli", "uvicorn", "uvloop",
+            "watchfiles",
         }),
         never=frozenset({"logging"}),  # report.py is the one writer
     ),
