@@ -144,6 +144,20 @@ class Fault(enum.Enum):
     OTHER = "other"                  # not in the table below: a kernel we do not know
 
 
+class Handshake(enum.Enum):
+    """Why a TLS handshake failed: what is counted, so there are few. Words are in the detail."""
+
+    NOT_TLS = "not tls"              # plain HTTP, or nothing that is known
+    VERSION = "version"              # none in common: SSLv3, TLS 1.0, or 1.2 where only 1.3 is
+    CIPHER = "cipher"                # no cipher, group or signature in common
+    NO_CERTIFICATE = "no certificate"  # the client showed none, and must
+    UNTRUSTED = "untrusted"          # the far end's certificate does not hold
+    REFUSED = "refused"              # by the far end, with an alert: our certificate, mostly
+    LEFT = "left"                    # FIN or RST in the middle
+    TIMED_OUT = "timed out"
+    OTHER = "other"
+
+
 _FAULTS = {
     errno.ECONNREFUSED: Fault.REFUSED,
     errno.ECONNRESET: Fault.RESET,

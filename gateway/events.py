@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar, dataclass_transform
 
-from gateway.errors import Blame, Fault
+from gateway.errors import Blame, Fault, Handshake
 
 _Class = TypeVar("_Class")
 
@@ -254,11 +254,13 @@ class Closed(Event):
     """The link is gone, and its number is never said again. `fault` is None if it was ordered.
 
     `detail` is one plain sentence for the record, where there is more to say than the fault does:
-    why a handshake failed, what to do about it.
+    why a handshake failed, what to do about it. `handshake` is why one failed, for the counters;
+    None where none did.
     """
 
     fault: Fault | None
     detail: str = ""
+    handshake: Handshake | None = None
 
 
 @_word()
@@ -439,6 +441,9 @@ class AccessRecord:
     blame: Blame | None = None
     detail: str = ""
     subprotocol: str = ""
+    tls: str = ""                        # the version toward the client; "" without TLS
+    sni: str = ""                        # the name in the client's hello
+    handshake: Handshake | None = None   # why that of TLS with the client failed
     counts: tuple[LegCounts, LegCounts] = field(default=(LegCounts(), LegCounts()))
     started: float = 0.0                 # engine clock at accept, or at the exchange's first byte
     ended: float = 0.0
