@@ -164,6 +164,18 @@ class Relay:
             self._finished_between_frames(leg, other, now)
         self._look(now)
 
+    def truncated(self, side: Side, now: float) -> None:
+        """FIN came from `side`, which speaks TLS, without close_notify: more may have been on its
+        way. Behind its Close nothing counts, and where the end is settled nothing is awaited."""
+        leg = self.legs[side]
+        if self.cause is not None or leg.close_received is not None:
+            self.finished(side, now)
+            return
+        assert not (leg.finished or leg.gone)
+        leg.finished = True
+        self._end(Cause.TRUNCATED, side, "FIN without close_notify (RFC 8446 6.1)", now)
+        self._look(now)
+
     def lost(self, side: Side, detail: str, now: float) -> None:
         """The link of `side` is gone (RST, or the kernel gave up); the driver has closed it."""
         leg, other = self.legs[side], self.legs[1 - side]

@@ -45,6 +45,20 @@ verb in the wrong order (a second `relay`, `send` after `finish`) is a bug and a
     lost: `run` may be called again, and goes on with the next batch.
 16. A link that is lost while its bytes are read is lost behind them: what the kernel still gives
     is delivered before `Closed`, also where a send was what failed.
+17. `secure` on an open link, before anything was sent that is still queued, is answered by
+    `Secured` or by `Closed`; nothing else comes for the link until then but the caller's timers.
+    What was read but not delivered is the handshake's, behind `received`. The engine reads and
+    sends what the handshake needs whatever `read` and `hold` say; they count from `Secured` on, as
+    they were said last. `hold`, `read`, `close`, `reset` and timers may be used meanwhile.
+18. A handshake that fails is `Closed` with `Fault.TLS` and a sentence in `detail`; the far end is
+    told by an alert, and neither is ever an exception. There is no time limit in here: set a timer.
+19. Behind `Secured` all is clear text: `Received`, `send`, the marks and limits of promise 6, the
+    counters of a relay. What arrived behind the handshake is not lost. `finish` and `close` say
+    close_notify before the FIN; `reset` says nothing.
+20. `Finished` of a secured link is its close_notify. FIN without one is `Fault.TRUNCATED`: the
+    stream may be cut (RFC 8446 6.1), and never looks whole. A relay ends by it as
+    `Cause.TRUNCATED`, unless that side's Close had come or the end is settled: then it is a FIN.
+    A record that is none (cut, forged, too long) is `Fault.TLS`.
 """
 
 import socket
@@ -52,7 +66,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.events import Address, Cause, Event, LegCounts, Link, RelayRules
+from gateway.events import (
+    Address,
+    Cause,
+    Event,
+    LegCounts,
+    Link,
+    RelayRules,
+    TlsClient,
+    TlsServer,
+)
 
 READ_MAX = 64 * 1024          # bytes in one Received, and what one turn reads from one link
 QUEUE_HIGH = 64 * 1024        # Clogged above it; Cleared at half
@@ -109,6 +132,14 @@ class Engine(Protocol):
         one is said; the port is any that is free toward `address`. Answered by `Connected`, or
         `ConnectFailed` and then `Closed`. There is no time limit in here: set a timer and `reset`.
         A Unix socket with a full backlog is tried again until then."""
+
+    def secure(
+        self, link: Link, settings: TlsServer | TlsClient, received: bytes = b""
+    ) -> None:
+        """TLS from here on, as what the settings are for, beginning with these bytes. Answered by
+        `Secured` or `Closed`; see promises 17 to 20. Raises ValueError for settings that cannot be
+        used (a broken PEM, a key that is another's), which whoever made them is to try before:
+        `tls.check` does."""
 
     def read(self, link: Link) -> None:
         """Deliver what arrives: `Received`, then `Finished`; of a listener: accept again.

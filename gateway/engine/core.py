@@ -24,19 +24,23 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from gateway.engine import contract
-from gateway.engine.arrivals import CONNECT_TIMER, Arrivals
-from gateway.engine.contract import QUEUE_HIGH, QUEUE_MAX, READ_MAX, Stats
+from gateway.engine.arrivals import CONNECT_TIMER
+from gateway.engine.contract import QUEUE_HIGH, QUEUE_MAX, Stats
 from gateway.engine.link_state import (
     CLOSING,
     CONNECTING,
     DEAD,
     OPEN,
+    SECURING,
     Endpoint,
     LinkState,
     ListenerState,
 )
 from gateway.engine.reactor import Poller, TimerOwner
 from gateway.engine.relay_driver import RelayDriver, RelayFactory
+from gateway.engine.secure import MachineFactory, verdict_of
+from gateway.engine.securing import Securing
+from gateway.engine.tls import Contexts
 from gateway.errors import Fault, fault_of
 from gateway.events import (
     Cause,
@@ -63,15 +67,19 @@ _CLOSE = "close"
 _CALLERS = "/"
 
 
-class SocketEngine(Arrivals):
+class SocketEngine(Securing):
     """See the module's docstring."""
 
     name = ""
 
-    def __init__(self, poller: Poller, relay_factory: RelayFactory = Relay):
-        super().__init__(poller)
+    def __init__(
+        self,
+        poller: Poller,
+        relay_factory: RelayFactory = Relay,
+        machines: MachineFactory | None = None,
+    ):
+        super().__init__(poller, machines or Contexts())
         self.relay_factory = relay_factory
-        self.buffer = memoryview(bytearray(READ_MAX))    # hot: all links receive into it
         self.relays = 0                                  # of the driver in Python
         self.compiled: CompiledRelays | None = None
         self._closed = 0
@@ -85,9 +93,11 @@ class SocketEngine(Arrivals):
             if link in self._listeners:
                 self._read_listener(self._listeners[link])
         elif not state.reading:
-            assert state.state is OPEN
+            assert state.state in (OPEN, SECURING)
             state.reading = True
             self.touch(state)
+            if state.secured is not None and state.secured.pending and not state.finished:
+                self._receive(state)
 
     def hold(self, link: Link) -> None:
         """See contract.Engine.hold."""
@@ -108,11 +118,14 @@ class SocketEngine(Arrivals):
         except BlockingIOError:
             return
         except OSError as error:
-            self._lose(link, link.fault or fault_of(error.errno or 0))
+            fault, detail = verdict_of(error)
+            self._lose(link, link.fault or fault, detail)
             return
         if count:
             data = bytes(self.buffer[:count])
             self.post(link, Received(self.now(), link.number, data))
+            if link.secured is not None and link.secured.pending:
+                self._receive(link)
         elif link.fault is not None:
             self._lose(link, link.fault)
         else:
@@ -166,7 +179,7 @@ class SocketEngine(Arrivals):
             self._send_failed(link, fault_of(error.errno or 0))
             return
         if link.state is CLOSING:
-            if link.queue is None:
+            if self._all_is_out(link):
                 self._end_close(link)
         elif link.clogged and link.queued <= QUEUE_HIGH // 2:
             link.clogged = False
@@ -211,10 +224,16 @@ class SocketEngine(Arrivals):
             return 0
 
     def shut(self, link: LinkState) -> None:
-        """Send FIN; raises OSError."""
+        """Send FIN; raises OSError. Where a close_notify does not go out before it, it is to be
+        tried again when the link is writable."""
         assert link.sock is not None
         link.shut = True
-        link.sock.shutdown(socket.SHUT_WR)
+        try:
+            link.sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            link.shut = False
+            link.blocked = True
+            self.touch(link)
 
     # --- Links: how they go -----------------------------------------------------------------
 
@@ -225,13 +244,28 @@ class SocketEngine(Arrivals):
             return
         state.forget_news()
         self._clear_timers(state)
-        if state.queue is None:
+        if self._all_is_out(state):
             self._end_close(state)
             return
         state.state = CLOSING
         state.reading = False
         state.timer = self.timers.add(self.now() + contract.CLOSE_LIMIT, state, _CLOSE)
         self.touch(state)
+
+    def _all_is_out(self, link: LinkState) -> bool:
+        """Whether nothing is to be sent before the FIN any more, a close_notify of TLS included."""
+        if link.queue is not None:
+            return False
+        if link.secured is None or link.fault is not None:
+            return True
+        try:
+            link.secured.say_close()
+        except OSError:
+            return True
+        if link.secured.unsent:
+            link.blocked = True
+            self.touch(link)
+        return not link.secured.unsent
 
     def reset(self, link: Link) -> None:
         """See contract.Engine.reset."""
@@ -253,11 +287,12 @@ class SocketEngine(Arrivals):
         self.bury(link, abort=abort)
         self.post(link, Closed(self.now(), link.number, None))
 
-    def _lose(self, link: LinkState, fault: Fault) -> None:
-        """The end that nobody ordered. What was received before it is delivered before it."""
-        self.bury(link, abort=True)
+    def _lose(self, link: LinkState, fault: Fault, detail: str = "") -> None:
+        """The end that nobody ordered. What was received before it is delivered before it. (TLS
+        that fails has said an alert, which an RST might destroy.)"""
+        self.bury(link, abort=fault is not Fault.TLS)
         link.fault = fault
-        self.post(link, Closed(self.now(), link.number, fault))
+        self.post(link, Closed(self.now(), link.number, fault, detail))
 
     def bury(self, link: LinkState, *, abort: bool = False) -> None:
         """Close the descriptor, drop what the link owns; its `Closed` is the caller's to post."""
@@ -265,6 +300,7 @@ class SocketEngine(Arrivals):
             return
         self.release(link, abort=abort)
         self._clear_timers(link)
+        link.secured = None
         link.state = DEAD
         link.drop_queue()
         self._wanted -= link.wants
@@ -288,7 +324,7 @@ class SocketEngine(Arrivals):
             return
         for link in (one, two):
             assert link.relay is None and not link.finishing
-            assert link.state is not CONNECTING
+            assert link.state not in (CONNECTING, SECURING)
             if link.state is CLOSING or (link.state is DEAD and link.fault is None):
                 return                              # closed by order: its `Closed` is on its way
         if self.compiled is not None and one.is_plain and two.is_plain:
@@ -416,6 +452,8 @@ class SocketEngine(Arrivals):
             owner.relay.on_ready(owner, mask)
         elif owner.state is CONNECTING:
             self._connect_ready(owner)
+        elif owner.state is SECURING:
+            self._shake(owner)
         else:
             self._link_ready(owner, mask)
 
@@ -431,7 +469,7 @@ class SocketEngine(Arrivals):
                 self._lose(link, fault)
         elif mask & select.EPOLLHUP:
             link.hung = True
-        if link.sock is not None and link.queue is not None:
+        if link.sock is not None and (link.queue is not None or link.secured is not None):
             self._flush(link)
 
     def error_of(self, link: LinkState) -> Fault | None:

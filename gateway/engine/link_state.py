@@ -10,7 +10,7 @@ import enum
 import select
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from gateway.engine.timers import Timer
 from gateway.errors import Fault
@@ -19,6 +19,7 @@ from gateway.events import Address, Event
 if TYPE_CHECKING:
     from gateway.engine.reactor import TimerOwner
     from gateway.engine.relay_driver import RelayDriver
+    from gateway.engine.secure import SecureSocket
 
 UNWATCHED = -1                     # the poller does not know this descriptor
 
@@ -27,6 +28,7 @@ class State(enum.Enum):
     """Of a link. DEAD: its descriptor is closed, its `Closed` not delivered yet."""
 
     CONNECTING = enum.auto()
+    SECURING = enum.auto()
     OPEN = enum.auto()
     CLOSING = enum.auto()
     DEAD = enum.auto()
@@ -35,6 +37,7 @@ class State(enum.Enum):
 # Up to Python 3.11 `State.OPEN` takes ten times as long as a name of its own: the class of an enum
 # has a `__getattr__` there. Each verb asks for some.
 CONNECTING: Final = State.CONNECTING
+SECURING: Final = State.SECURING
 OPEN: Final = State.OPEN
 CLOSING: Final = State.CLOSING
 DEAD: Final = State.DEAD
@@ -104,6 +107,7 @@ class LinkState(Endpoint):
         "queued",
         "reading",
         "relay",
+        "secured",
         "shut",
         "state",
         "timers",
@@ -127,6 +131,12 @@ class LinkState(Endpoint):
         self.queued = 0
         self.timers: dict[str, Timer[TimerOwner]] | None = None
         self.relay: RelayDriver | None = None
+        self.secured: SecureSocket | None = None    # `sock`, where that speaks TLS
+
+    def secure(self, secured: "SecureSocket") -> None:
+        """From here on this is the socket, as far as the engine goes."""
+        self.secured = secured
+        self.sock = cast(socket.socket, secured)
 
     @property
     def is_plain(self) -> bool:
@@ -144,6 +154,8 @@ class LinkState(Endpoint):
         """The mask that the poller is to have. 0 still tells of RST."""
         if self.state is CONNECTING:
             return UNWATCHED if self.timer is not None else select.EPOLLOUT
+        if self.secured is not None and self.state is SECURING:
+            return select.EPOLLIN | (select.EPOLLOUT if self.secured.unsent else 0)
         reading = self.reading if self.relay is None else self.relay.reads(self)
         mask = select.EPOLLIN if reading and not self.finished else 0
         if self.blocked:

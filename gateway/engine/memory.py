@@ -24,6 +24,7 @@ from gateway.engine.core import SocketEngine
 from gateway.engine.link_state import LinkState
 from gateway.engine.memory_kernel import SimPoller, SimSocket
 from gateway.engine.memory_network import Network
+from gateway.engine.memory_tls import SimMachine
 from gateway.engine.memory_wire import FarEnd, Weather
 from gateway.engine.relay_driver import RelayFactory
 from gateway.relaying import Relay
@@ -41,7 +42,7 @@ class MemoryEngine(SocketEngine):
     def __init__(self, network: Network | None = None, relay_factory: RelayFactory = Relay):
         self.network = network or Network()
         self._sim_poller = SimPoller(self.network)
-        super().__init__(self._sim_poller, relay_factory)
+        super().__init__(self._sim_poller, relay_factory, SimMachine)
         self._random = random.Random(self.network.random.random())  # noqa: S311, see the laws
         self._running = False
         self._woken = False
@@ -83,7 +84,8 @@ class MemoryEngine(SocketEngine):
 
     def unacknowledged(self, link: LinkState) -> int:
         """See core.SocketEngine."""
-        return cast(SimSocket, link.sock).unacknowledged()
+        sock = link.sock if link.secured is None else link.secured.sock
+        return cast(SimSocket, sock).unacknowledged()
 
     def _step(self, until: float) -> bool:
         """One turn, or time goes on; False if nothing happens until then."""

@@ -13,6 +13,7 @@ then tell the poller what changed. Laws of this file:
 What is ready, due and posted means is said in `core.py`.
 """
 
+import contextlib
 import socket
 import struct
 from collections import deque
@@ -210,11 +211,15 @@ class Reactor:
             self._on_due(owner, name)
 
     def release(self, owner: Endpoint, *, abort: bool = False) -> None:
-        """Close its descriptor, with RST if `abort` and the family has it."""
+        """Close its descriptor, with RST if `abort` and the family has it. A secured one says its
+        close_notify before, unless `abort`: as far as it can, which is all there is to do."""
         sock = owner.sock
         if sock is None:
             return
         self.unwatch(owner)
+        if not abort and isinstance(owner, LinkState) and owner.secured is not None:
+            with contextlib.suppress(OSError):
+                owner.secured.say_close()
         if abort and not owner.is_unix:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
         owner.sock = None

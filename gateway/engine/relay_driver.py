@@ -21,8 +21,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway.engine.link_state import DEAD, LinkState
+from gateway.engine.secure import verdict_of
 from gateway.engine.timers import Timer
-from gateway.errors import Fault, fault_of
+from gateway.errors import Fault
 from gateway.events import (
     Cause,
     Closed,
@@ -167,7 +168,11 @@ class RelayDriver:
         except BlockingIOError:
             return False
         except OSError as error:
-            self._lost(side, fault_of(error.errno or 0), os.strerror(error.errno or 0).lower())
+            fault, detail = verdict_of(error)
+            if fault is Fault.TRUNCATED:
+                self._truncated(side)
+            else:
+                self._lost(side, fault, detail or os.strerror(error.errno or 0).lower())
             return False
         now = self._engine.now()
         if count:
@@ -179,9 +184,19 @@ class RelayDriver:
         self.relay.finished(side, now)
         return False
 
+    def _truncated(self, side: Side) -> None:
+        """FIN came, and no close_notify of TLS before it."""
+        link = self._links[side]
+        link.finished = True
+        self.relay.truncated(side, self._engine.now())
+        if self.relay.cause is Cause.TRUNCATED and self.relay.side is side:
+            link.fault = Fault.TRUNCATED
+
     def _pump(self) -> None:
         """Do all that the legs ask for, until they ask for nothing more."""
-        while any([self._pump_leg(Side.CLIENT), self._pump_leg(Side.UPSTREAM)]):
+        while any([self._pump_leg(Side.CLIENT), self._pump_leg(Side.UPSTREAM)]) or (
+            self._open_pending(Side.CLIENT) or self._open_pending(Side.UPSTREAM)
+        ):
             pass
         if self.relay.over:
             self._finish()
@@ -214,7 +229,7 @@ class RelayDriver:
                     told = True
             if not leg.queue and link.queue is None:
                 if leg.fate is Fate.CLOSE:
-                    self._engine.release(link)
+                    self._close(link)
                 elif leg.fate is Fate.FINISH and not link.shut:
                     self._engine.shut(link)
         except OSError as error:
@@ -222,14 +237,31 @@ class RelayDriver:
             return True
         return told
 
+    def _open_pending(self, side: Side) -> bool:
+        """Read what a secured link has, and its descriptor does not tell; True if there were
+        bytes."""
+        link = self._links[side]
+        secured = link.secured
+        if secured is None or not secured.pending or link.sock is None or link.finished:
+            return False
+        return self.reads(link) and self._receive(side)
+
+    def _close(self, link: LinkState) -> None:
+        """Close it; raises OSError. A secured link says its close_notify before: once it can."""
+        if link.secured is not None and not link.shut:
+            self._engine.shut(link)
+            if not link.shut:
+                return
+        self._engine.release(link)
+
     def _send_failed(self, side: Side, error: OSError) -> None:
         """It takes nothing more; read what it said before, then give it up."""
         link, leg = self._links[side], self.relay.legs[side]
-        link.fault = fault_of(error.errno or 0)
+        link.fault, detail = verdict_of(error)
         while leg.reading and not link.finished and link.sock is not None and self._receive(side):
             pass
         if link.sock is not None:
-            self._lost(side, link.fault, os.strerror(error.errno or 0).lower())
+            self._lost(side, link.fault, detail or os.strerror(error.errno or 0).lower())
 
     def _lost(self, side: Side, fault: Fault, detail: str) -> None:
         link = self._links[side]

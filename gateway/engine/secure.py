@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.engine.contract import READ_MAX
-from gateway.errors import Fault, fault_of
+from gateway.errors import Fault, Handshake, fault_of
 from gateway.events import PeerCertificate, TlsClient, TlsServer
 
 # A record is at most 16 KiB of clear bytes; sealed it has 256 bytes more at most, and a header of 5
@@ -35,17 +35,20 @@ RECORD_MAX = 16 * 1024 + 2048 + 5
 SEALED_READ_MAX = READ_MAX - RECORD_MAX
 
 SEAL_MAX = 64 * 1024               # clear bytes that one send seals
+HEAR_OUT_MAX = 4                   # reads of what nobody wants any more
 
 TRUNCATED_DETAIL = "FIN without close_notify (RFC 8446 6.1)"
 
 
 class TlsFault(OSError):
-    """What is TLS's own to raise: `fault` (TLS or TRUNCATED), and a plain sentence."""
+    """What is TLS's own to raise: `fault` (TLS or TRUNCATED), a plain sentence, and what it counts
+    as where a handshake fails by it."""
 
-    def __init__(self, fault: Fault, detail: str):
+    def __init__(self, fault: Fault, detail: str, handshake: Handshake = Handshake.OTHER):
         super().__init__(errno.EPROTO, detail)
         self.fault = fault
         self.detail = detail
+        self.handshake = handshake
 
 
 def verdict_of(error: OSError) -> tuple[Fault, str]:
@@ -95,7 +98,7 @@ class Machine(Protocol):
         """Seal these, in as few records as may be. Not before the handshake is done."""
 
     def say_close(self) -> None:
-        """close_notify. Nothing is sealed behind it."""
+        """close_notify, but not where the stream has failed. Nothing is sealed behind it."""
 
     def take(self) -> bytes:
         """What is to be sent, once."""
@@ -159,7 +162,8 @@ class SecureSocket:
             except BlockingIOError:
                 return False
             if not count:
-                raise TlsFault(Fault.TLS, f"the {self._far} left in the middle of the handshake")
+                detail = f"the {self._far} left in the middle of the handshake"
+                raise TlsFault(Fault.TLS, detail, Handshake.LEFT)
             self.machine.feed(self._scratch[:count])
 
     # --- The face ---------------------------------------------------------------------------
@@ -234,6 +238,13 @@ class SecureSocket:
             self.machine.say_close()
             self._collect()
         self._push()
+
+    def hear_out(self) -> None:
+        """Throw away what has come, so that closing destroys nothing that was said last."""
+        with contextlib.suppress(OSError):
+            for _ in range(HEAR_OUT_MAX):
+                if not self.sock.recv_into(self._scratch):
+                    break
 
     def close(self) -> None:
         """Give the descriptor back, and say nothing."""
