@@ -437,10 +437,10 @@ class Relay:
             other.raise_fate(Fate.RESET)
         else:
             self._bid(other, LOST_CODE[other.side], LOST_REASON[other.side], now)
-        if farewell.offender is None:
-            self._bid(offender, None, "", now)   # it has finished: at most a frame is under way
-        elif offender.raw:
+        if offender.raw:
             offender.raise_fate(Fate.RESET)
+        elif farewell.offender is None:
+            self._bid(offender, None, "", now)   # it has finished: at most a frame is under way
         else:
             self._bid(offender, farewell.offender, detail, now)
 

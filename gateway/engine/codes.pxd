@@ -27,6 +27,7 @@ cdef enum:
     C_DRAIN = 14
     C_KILLED = 15               # KILLED in relay.pxd
     C_DISMISSED = 16
+    C_TRUNCATED = 17
 
 # Details: sentences for the record, in relay.pyx. Those from D_FAULT (relay.pxd) on are a fault's.
 cdef enum:
@@ -60,6 +61,7 @@ cdef enum:
     D_SESSION
     D_KILLED
     D_BY_ORDER
+    D_TRUNCATED
     D_COUNT
 
 # Reasons of farewells: what a leg is told beside the code.
@@ -133,4 +135,6 @@ cdef inline const char *sentence(int detail) noexcept nogil:
         return b"session_timeout"
     if detail == D_KILLED:
         return b"ended at once"
+    if detail == D_TRUNCATED:
+        return b"FIN without close_notify (RFC 8446 6.1)"
     return b""

@@ -26,6 +26,7 @@ from gateway.engine.relay cimport (
     relay_received,
     relay_sent,
     relay_tick,
+    relay_truncated,
     relay_wrapped,
 )
 from gateway.engine.relay_report cimport cause_number, counts_of, outcome_of, rules_from
@@ -154,6 +155,11 @@ cdef class CompiledRelay:
     def finished(self, int side, double now):
         self._begin()
         relay_finished(&self._relay, &self._rules, side, now, &self._out)
+        self._collect()
+
+    def truncated(self, int side, double now):
+        self._begin()
+        relay_truncated(&self._relay, &self._rules, side, now, &self._out)
         self._collect()
 
     def lost(self, int side, detail, double now):

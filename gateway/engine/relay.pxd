@@ -145,6 +145,9 @@ cdef void relay_wrapped(
 cdef void relay_finished(
     Relay *relay, const Rules *rules, int side, double now, Output *out
 ) noexcept nogil
+cdef void relay_truncated(
+    Relay *relay, const Rules *rules, int side, double now, Output *out
+) noexcept nogil
 cdef void relay_lost(
     Relay *relay, const Rules *rules, int side, int detail, double now, Output *out
 ) noexcept nogil

@@ -469,6 +469,18 @@ cdef void relay_finished(
     look_on(relay, rules, now)
 
 
+cdef void relay_truncated(
+    Relay *relay, const Rules *rules, int side, double now, Output *out
+) noexcept nogil:
+    cdef Leg *leg = &relay.legs[side]
+    if relay.cause or leg.close_received != NO_CLOSE:
+        relay_finished(relay, rules, side, now, out)
+        return
+    leg.finished = 1
+    end_with(relay, rules, C_TRUNCATED, side, D_TRUNCATED, now, out)
+    look_on(relay, rules, now)
+
+
 cdef void relay_lost(
     Relay *relay, const Rules *rules, int side, int detail, double now, Output *out
 ) noexcept nogil:
@@ -682,7 +694,7 @@ cdef void end_with(
     if cause in (C_LOST, C_SILENT, C_STALLED, C_UNANSWERED):
         give_up(offender)
         code = 0
-    elif cause == C_CUT:
+    elif cause == C_CUT or cause == C_TRUNCATED:
         code = FIN_ONLY                         # it has finished: at most a frame is under way
     elif cause == C_FRAMING:
         code = 1002

@@ -134,7 +134,7 @@ class Twin:
         elif kind < 0.96:
             if self.alive[side] and not leg.finished and leg.fate < Fate.CLOSE:
                 self.alive[side] = False
-                self.tell("finished", side)
+                self.tell("truncated" if chance.random() < 0.3 else "finished", side)
         elif kind < 0.98:
             if not leg.gone and leg.fate is not Fate.RESET:
                 self.alive[side] = False

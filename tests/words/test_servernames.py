@@ -1,4 +1,4 @@
-"""Which certificate is for a name: exact before wildcard, a wildcard for one label, else the first."""
+"""Which certificate is for a name: exact before wildcard (one label), else the first of all."""
 
 import pytest
 
