@@ -25,7 +25,7 @@ FAST := tests/house tests/words tests/policy tests/protocol tests/control \
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-debug test-asan clean-root autobahn fuzz simulation reloads scale bench bench-prepare check lint types format lock wheel clean ready ready-to-test
+.PHONY: help demo test test-fast test-debug test-asan clean-root ktls autobahn fuzz simulation reloads scale bench bench-prepare check lint types format lock wheel clean ready ready-to-test
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z -]*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
@@ -52,6 +52,9 @@ test-asan: ready-to-test   ## the same under AddressSanitizer and UBSan
 
 clean-root: ready-to-test  ## the wheel in a fresh Debian without compiler, headers, liburing (root)
 	$(PY) -m pytest tests/house/test_clean_root.py $(ARGS)
+
+ktls: ready-to-test        ## TLS in the kernel, in a virtual machine (qemu, a kernel of Debian's)
+	$(PY) -m tests.ktls $(ARGS)
 
 autobahn: ready-to-test    ## all cases of the Autobahn suite, as client and as server
 	$(PY) -m tests.autobahn.run

@@ -64,6 +64,7 @@ NEEDS = (
     Need(PYTHON_H, "python3-dev", "whatever is compiled"),
     Need(LIBURING_H, "liburing-dev", "the engine on io_uring"),
     Need("debootstrap", "debootstrap", "the wheel in a clean root"),
+    Need("qemu-system-x86_64", "qemu-system-x86", "TLS in the kernel"),
 )
 
 

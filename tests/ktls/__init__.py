@@ -1,0 +1,1 @@
+"""TLS in the kernel, tried in a virtual machine: `make ktls`."""
