@@ -22,14 +22,17 @@ if DEBUG == "asan":
     LINK += ["-fsanitize=address,undefined"]
 
 
-def part(name: str, archives: list[str] | None = None) -> Extension:
-    """One extension module of `gateway.engine`, with these archives linked into it."""
+def part(
+    name: str, archives: list[str] | None = None, libraries: list[str] | None = None
+) -> Extension:
+    """One extension module of `gateway.engine`, with these archives and libraries linked in."""
     return Extension(
         f"gateway.engine.{name}",
         [f"gateway/engine/{name}.pyx"],
         extra_compile_args=FLAGS,
         extra_link_args=LINK,
         extra_objects=archives,
+        libraries=libraries,
     )
 
 
@@ -48,6 +51,17 @@ def liburing() -> str:
     return ""
 
 
+def has_openssl() -> bool:
+    """Whether the headers of OpenSSL 3 are here (Debian: libssl-dev).
+
+    Linked as a shared library, so that the system's updates of it count. They are one library for
+    this part and for Python's own `ssl`, wherever that is the system's too.
+    """
+    return any(
+        Path(root, "include", "openssl", "ssl.h").is_file() for root in ("/usr/local", "/usr")
+    )
+
+
 class BuildWhatCanBe(build_ext):
     """Leaves an optional part out also where there is no compiler at all.
 
@@ -63,14 +77,16 @@ class BuildWhatCanBe(build_ext):
 
 
 NAMES = (
-    "ledger", "relay", "relay_report", "compiled", "pipes",
-    "relay_slots", "relay_carriage", "relay_loop", "epoll_relays",
+    "ledger", "relay", "relay_report", "compiled", "pipes", "secure_leg",
+    "relay_slots", "relay_carriage", "relay_sealed", "relay_loop", "epoll_relays",
 )
 
 WANTED = [part(name) for name in NAMES]
 if LIBURING := liburing():
     WANTED += [part(name, [LIBURING]) for name in ("uring_ring", "uring_buffers")]
     WANTED += [part(name) for name in ("ring_relays", "ring_completions")]
+if has_openssl():
+    WANTED += [part(name, None, ["ssl", "crypto"]) for name in ("openssl_context", "openssl")]
 
 PARTS = cythonize(WANTED, quiet=True)
 for one in PARTS:

@@ -32,6 +32,7 @@ NODE = Path("tests/end_to_end/node")
 OLDEST = (3, 11)
 PYTHON_H = f"{sysconfig.get_path('include')}/Python.h"  # of the Python that runs this
 LIBURING_H = "/usr/include/liburing.h"
+OPENSSL_H = "/usr/include/openssl/ssl.h"
 SOURCES = ("pyproject.toml", "setup.py", "gateway/__init__.py", "gateway/engine/*.p[yx][xd]")
 FUZZER = Path("requirements/fuzz.txt")
 REQUIREMENTS = {"run": Path("requirements/run.txt"), "test": Path("requirements/dev.txt")}
@@ -63,6 +64,7 @@ NEEDS = (
     Need("/usr/include/stdio.h", "libc6-dev", "whatever is compiled"),
     Need(PYTHON_H, "python3-dev", "whatever is compiled"),
     Need(LIBURING_H, "liburing-dev", "the engine on io_uring"),
+    Need(OPENSSL_H, "libssl-dev", "relays with TLS that are compiled"),
     Need("debootstrap", "debootstrap", "the wheel in a clean root"),
     Need("qemu-system-x86_64", "qemu-system-x86", "TLS in the kernel"),
 )
@@ -110,7 +112,10 @@ def digest(*files: Path) -> str:
 
     And what there is to compile with: once there is more, what was left out can be built.
     """
-    compiler = [shutil.which("cc"), Path(PYTHON_H).exists(), Path(LIBURING_H).exists()]
+    compiler = [
+        shutil.which("cc"),
+        *(Path(header).exists() for header in (PYTHON_H, LIBURING_H, OPENSSL_H)),
+    ]
     state = hashlib.sha256(f"{sys.version}\0{ROOT}\0{compiler}\0".encode())
     for file in files:
         state.update(file.read_bytes() + b"\0")

@@ -41,8 +41,8 @@ class Part:
 
 RELAY = Part(
     "relay",
-    ("ledger", "relay", "relay_report", "pipes", "relay_slots", "relay_carriage",
-     "relay_loop", "epoll_relays"),
+    ("ledger", "relay", "relay_report", "pipes", "secure_leg", "relay_slots", "relay_carriage",
+     "relay_sealed", "relay_loop", "epoll_relays"),
     COMPILER,
     "relays run in Python: the same rules, slower, and nothing is spliced",
 )
@@ -52,7 +52,13 @@ URING = Part(
     (*COMPILER, "liburing-dev"),
     "the engine is uvloop",
 )
-PARTS = (RELAY, URING)
+OPENSSL = Part(
+    "openssl",
+    ("openssl_context", "openssl"),
+    (*COMPILER, "libssl-dev"),
+    "TLS runs by Python's ssl: relays with TLS run in Python, and there are no tickets",
+)
+PARTS = (RELAY, URING, OPENSSL)
 
 
 def relays() -> str:

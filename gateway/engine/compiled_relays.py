@@ -8,12 +8,14 @@ Never: look at a byte. What the driver does is in `relay_loop.pyx`; where it wai
 """
 
 import math
+import socket
 from typing import TYPE_CHECKING
 
 from gateway.engine import descriptors
 from gateway.engine.epoll_relays import EpollRelays
-from gateway.engine.link_state import LinkState
+from gateway.engine.link_state import OPEN, LinkState
 from gateway.engine.relay_driver import set_kernel_limits, undelivered
+from gateway.engine.secure_leg import SecureLeg
 from gateway.events import (
     CLIENT,
     UPSTREAM,
@@ -61,6 +63,17 @@ class CompiledRelays:
         """Relays that run."""
         return self._driver.live
 
+    @staticmethod
+    def may_have(*links: LinkState) -> bool:
+        """Alive, and on sockets of the kernel's; where there is TLS, relays can go on with it."""
+        return all(
+            link.state is OPEN and link.fault is None and (
+                type(link.sock) is socket.socket if link.secured is None
+                else isinstance(link.secured.machine, SecureLeg)
+            )
+            for link in links
+        )
+
     def begin(
         self, client: LinkState, upstream: LinkState, rules: RelayRules, early: tuple[bytes, bytes]
     ) -> None:
@@ -74,11 +87,12 @@ class CompiledRelays:
         ]
         queued = tuple(b"".join(link.queue or ()) for link in links)
         finished = tuple(link.finished for link in links)
+        legs = tuple(leg_of(link) for link in links)
         set_kernel_limits(client, upstream, rules)
         slot = self._driver.begin(
             client.number, upstream.number,
             self._engine.detach(client), self._engine.detach(upstream),
-            rules, bytes_first, queued, finished,
+            rules, bytes_first, queued, finished, legs,
         )
         self.slots[client.number] = self.slots[upstream.number] = slot
         self.report()
@@ -136,3 +150,12 @@ class CompiledRelays:
         self._driver.abandon_all()
         self._driver.close()
         self.slots.clear()
+
+
+def leg_of(link: LinkState) -> SecureLeg | None:
+    """The TLS that goes with the link's descriptor."""
+    if link.secured is None:
+        return None
+    leg = link.secured.machine
+    assert isinstance(leg, SecureLeg)
+    return leg.hand_over(bytes(link.secured.unsent), link.secured.owed)

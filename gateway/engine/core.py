@@ -36,11 +36,11 @@ from gateway.engine.link_state import (
     LinkState,
     ListenerState,
 )
+from gateway.engine.machines import contexts
 from gateway.engine.reactor import Poller, TimerOwner
 from gateway.engine.relay_driver import RelayDriver, RelayFactory
 from gateway.engine.secure import MachineFactory, verdict_of
 from gateway.engine.securing import Securing
-from gateway.engine.tls import Contexts
 from gateway.errors import Fault, fault_of
 from gateway.events import (
     Cause,
@@ -78,7 +78,7 @@ class SocketEngine(Securing):
         relay_factory: RelayFactory = Relay,
         machines: MachineFactory | None = None,
     ):
-        super().__init__(poller, machines or Contexts())
+        super().__init__(poller, machines or contexts())
         self.relay_factory = relay_factory
         self.relays = 0                                  # of the driver in Python
         self.compiled: CompiledRelays | None = None
@@ -327,7 +327,7 @@ class SocketEngine(Securing):
             assert link.state not in (CONNECTING, SECURING)
             if link.state is CLOSING or (link.state is DEAD and link.fault is None):
                 return                              # closed by order: its `Closed` is on its way
-        if self.compiled is not None and one.is_plain and two.is_plain:
+        if self.compiled is not None and self.compiled.may_have(one, two):
             self.compiled.begin(one, two, rules, (from_client, from_upstream))
         else:
             RelayDriver(self, one, two, rules).begin(from_client, from_upstream)

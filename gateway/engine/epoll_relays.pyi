@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+from gateway.engine.secure_leg import SecureLeg
 from gateway.errors import Fault
 from gateway.events import Cause, LegCounts, RelayRules, Side
 
@@ -32,6 +33,7 @@ class EpollRelays:
         early: list[tuple[Side, bytes]],
         queued: tuple[bytes, ...],
         finished: tuple[bool, ...],
+        secure: tuple[SecureLeg | None, ...] = ...,
         /,
     ) -> int: ...
     def end(self, index: int, cause: Cause, terms: RelayRules | None = None) -> None: ...

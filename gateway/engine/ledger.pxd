@@ -33,6 +33,8 @@ cdef enum:
     L_TIMERS
     L_PIPES                     # two descriptors each
     L_PIPES_LENT
+    L_CONTEXTS                  # of TLS, one for each settings
+    L_SECURED                   # links' states of TLS
     L_KINDS
 
 cdef struct Ledger:

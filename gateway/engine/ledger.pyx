@@ -5,7 +5,8 @@ After a test, and when an engine has stopped, both are equal for each kind. A pa
 something of a new kind adds it here.
 """
 
-KINDS = ("relays", "descriptors", "queues", "tails", "timers", "pipes", "pipes lent")
+KINDS = ("relays", "descriptors", "queues", "tails", "timers", "pipes", "pipes lent",
+         "contexts", "secured")
 
 
 def is_kept() -> bool:

@@ -138,13 +138,6 @@ class LinkState(Endpoint):
         self.secured = secured
         self.sock = cast(socket.socket, secured)
 
-    @property
-    def is_plain(self) -> bool:
-        """Alive, and a socket of the kernel's: the compiled driver may have it."""
-        return (
-            self.state is OPEN and self.fault is None and type(self.sock) is socket.socket
-        )
-
     def drop_queue(self) -> None:
         """Nothing of it will leave."""
         self.queue = None

@@ -6,6 +6,11 @@ from libc.stdint cimport uint8_t, uint64_t
 from gateway.engine.pipes cimport NO_PIPE, Pipes
 from gateway.engine.relay cimport Output
 from gateway.engine.relay_slots cimport Far, RelaySlots, Slot
+from gateway.engine.secure_leg cimport TLS_HELD
+
+cdef enum:
+    HOT = 256 * 1024                 # bytes of one read
+    SEALED_AT = 192 + TLS_HELD       # where one of TLS begins: it is opened to before that
 
 cdef class RelayCarriage(RelaySlots):
     cdef uint8_t *_hot
@@ -88,3 +93,9 @@ cdef class RelayCarriage(RelaySlots):
     cdef bint may_read(self, Slot *slot, int side) noexcept nogil
     cdef bint send_later(self, Slot *slot, int side) noexcept nogil
     cdef void forget(self, Slot *slot, int side) noexcept nogil
+    cdef void count_sent(self, Slot *slot, int side, size_t sent) noexcept nogil
+    cdef void end_of(self, Slot *slot, int side) noexcept nogil
+    cdef bint notify(self, Slot *slot, int side) noexcept nogil
+    cdef bint receive_sealed(self, Slot *slot, int side, bint last) noexcept nogil
+    cdef void send_sealed(self, Slot *slot, int side) noexcept nogil
+    cdef void unsecure(self, Slot *slot, int side, bint abort) noexcept nogil

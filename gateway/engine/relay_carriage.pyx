@@ -74,7 +74,6 @@ from gateway.engine.relay_report import FAULTS
 from gateway.errors import fault_of
 
 cdef enum:
-    HOT = 256 * 1024            # bytes of one read
     SPLICE_MIN = 32 * 1024      # bytes still to come from which a splice is cheaper than a copy
     PEEK = 14                   # bytes: a header, whatever its length
     PIECES = 16                 # splices of one relay in a row, so that others get their turn
@@ -84,7 +83,7 @@ cdef class RelayCarriage(RelaySlots):
     """The part of `RelayLoop` that moves bytes."""
 
     def __cinit__(self, pipes_max=PIPES_MAX, **_subclass):
-        self._hot = <uint8_t *>malloc(TAIL_MAX + HOT)
+        self._hot = <uint8_t *>malloc(SEALED_AT + HOT)
         self._out = <Output *>malloc(sizeof(Output))
         if self._hot == NULL or self._out == NULL:
             raise MemoryError
@@ -107,6 +106,26 @@ cdef class RelayCarriage(RelaySlots):
         True if that was done: its bytes are in `far.sending` until they are out or queued."""
         return False
 
+    # --- What `relay_sealed.pyx` brings --------------------------------------------------------
+
+    cdef bint receive_sealed(self, Slot *slot, int side, bint last) noexcept nogil:
+        """`_receive` from a side that has TLS, or `_read_last`; True if there were bytes."""
+        return False
+
+    cdef void send_sealed(self, Slot *slot, int side) noexcept nogil:
+        """`_send_spans` to a side that has TLS."""
+
+    cdef void end_of(self, Slot *slot, int side) noexcept nogil:
+        """FIN came."""
+        self._finish_side(slot, side)
+
+    cdef bint notify(self, Slot *slot, int side) noexcept nogil:
+        """A side is about to get FIN; True if nothing has to leave before it."""
+        return True
+
+    cdef void unsecure(self, Slot *slot, int side, bint abort) noexcept nogil:
+        """A side that has TLS is about to be closed."""
+
     # --- Reading -------------------------------------------------------------------------------
 
     cdef void _receive(self, Slot *slot, int side) noexcept nogil:
@@ -115,6 +134,9 @@ cdef class RelayCarriage(RelaySlots):
         cdef Leg *leg = &slot.relay.legs[side]
         cdef ssize_t count
         cdef bint large
+        if far.tls != NULL:
+            self.receive_sealed(slot, side, False)
+            return
         if self._peeks(slot, side) and not leg.raw:
             self.calls += 1
             count = recv(far.fd, self._hot, PEEK, MSG_PEEK)
@@ -137,7 +159,7 @@ cdef class RelayCarriage(RelaySlots):
                 far.again = 1
             self._feed_at(slot, side, self._hot, far.tail_size + <size_t>count)
         elif count == 0:
-            self._finish_side(slot, side)
+            self.end_of(slot, side)
         elif errno != EAGAIN and errno != EINTR:
             self._lose(slot, side, errno)
 
@@ -174,7 +196,9 @@ cdef class RelayCarriage(RelaySlots):
                 continue
             self._put_out(slot)
         self.took_long = self.took_long or whole >= SPLICE_MIN
-        if leg.raw:
+        if slot.sealed:
+            far.large = 0                           # no pipe goes through TLS
+        elif leg.raw:
             far.large = whole >= SPLICE_MIN and not rules.raw_text
         else:
             far.large = leg.cursor.frame_size >= SPLICE_MIN and not rules.raw
@@ -212,6 +236,8 @@ cdef class RelayCarriage(RelaySlots):
         """Read once from a side that takes nothing more; True if there were bytes."""
         cdef Far *far = &slot.far[side]
         cdef ssize_t count
+        if far.tls != NULL:
+            return self.receive_sealed(slot, side, True)
         if far.tail_size:
             memcpy(self._hot, far.tail, far.tail_size)
         self.calls += 1
@@ -230,6 +256,7 @@ cdef class RelayCarriage(RelaySlots):
         cdef const Rules *rules = self._terms(slot)
         return (
             slot.far[side].pipe == NO_PIPE
+            and not slot.sealed
             and not slot.relay.cause
             and leg.reading
             and (not rules.raw or (leg.raw and not rules.raw_text))
@@ -385,9 +412,13 @@ cdef class RelayCarriage(RelaySlots):
         cdef ssize_t sent = 0
         cdef size_t skip
         cdef bint tried = False
-        self._out.count[side] = 0
         if slot.relay.legs[side].fate == RESET or far.fd < 0:
+            self._out.count[side] = 0
             return
+        if far.tls != NULL:
+            self.send_sealed(slot, side)
+            return
+        self._out.count[side] = 0
         if (
             far.queue == NULL and not far.blocked and not far.fault and not far.sending
             and (ahead or not self._pipe_before(slot, side))
@@ -467,7 +498,6 @@ cdef class RelayCarriage(RelaySlots):
         """Send what is queued, as far as the socket takes it."""
         cdef Far *far = &slot.far[side]
         cdef ssize_t sent
-        cdef size_t own
         if slot.relay.legs[side].fate == RESET:
             return
         while (
@@ -486,15 +516,20 @@ cdef class RelayCarriage(RelaySlots):
                 else:
                     self._send_failed(slot, side, errno)
                 return
-            far.queue_start += sent
-            if far.ahead:
-                far.ahead -= sent
-            own = far.before if far.before < <size_t>sent else <size_t>sent
-            far.before -= own
-            if <size_t>sent > own:
-                relay_sent(&slot.relay, self._terms(slot), side, sent - own, self.now)
+            self.count_sent(slot, side, sent)
             if far.queue_start == far.queue_end:
                 self._drop_queue(far)
+
+    cdef void count_sent(self, Slot *slot, int side, size_t sent) noexcept nogil:
+        """The socket took so many bytes of the queue."""
+        cdef Far *far = &slot.far[side]
+        cdef size_t own = far.before if far.before < sent else sent
+        far.queue_start += sent
+        far.before -= own
+        if far.ahead:
+            far.ahead -= sent
+        if sent > own:
+            relay_sent(&slot.relay, self._terms(slot), side, sent - own, self.now)
 
     cdef void _drop_queue(self, Far *far) noexcept nogil:
         if far.queue != NULL:
@@ -502,7 +537,8 @@ cdef class RelayCarriage(RelaySlots):
             far.queue = NULL
             self.queues -= 1
             count_freed(L_QUEUES)
-        far.queue_room = far.queue_start = far.queue_end = far.before = far.ahead = 0
+        far.queue_room = far.queue_start = far.queue_end = 0
+        far.before = far.ahead = far.clear = 0
 
     # --- Ends ----------------------------------------------------------------------------------
 
@@ -533,6 +569,8 @@ cdef class RelayCarriage(RelaySlots):
         """Close the descriptor, drop what waits for it and what it left behind."""
         cdef Far *far = &slot.far[side]
         cdef linger now
+        if far.tls != NULL:
+            self.unsecure(slot, side, abort)
         if far.fd >= 0:
             self.forget(slot, side)
             if abort:

@@ -10,10 +10,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from gateway.engine.linux cimport EPOLLIN
 from gateway.engine.pipes cimport NO_PIPE
 from gateway.engine.relay cimport OPEN, Leg
-from gateway.engine.relay_carriage cimport RelayCarriage
+from gateway.engine.relay_sealed cimport SealedCarriage
 from gateway.engine.relay_slots cimport Far, Slot
 
-cdef class RelayLoop(RelayCarriage):
+cdef class RelayLoop(SealedCarriage):
     cdef readonly uint64_t turns     # waits that found something
 
     @cython.final
@@ -28,6 +28,7 @@ cdef class RelayLoop(RelayCarriage):
         )
 
     cdef bint _pump_leg(self, Slot *slot, int side) noexcept nogil
+    cdef object _fault_of(self, Slot *slot, int side)
     cdef tuple _counts(self, Slot *slot)
     cdef void _check(self, Slot *slot, int side) noexcept nogil
     cdef void _finish(self, uint32_t index) noexcept nogil

@@ -4,7 +4,8 @@
 
 `RelayLoop` is told who is ready (`ready`), and says who is to be watched (`watch`); epoll and the
 ring are classes on top of it (`epoll_relays.pyx`, `ring_relays.pyx`), which own the waiting. Where
-relays live is `relay_slots.pyx`, how their bytes are carried `relay_carriage.pyx`.
+relays live is `relay_slots.pyx`, how their bytes are carried `relay_carriage.pyx` and, where a leg
+has TLS, `relay_sealed.pyx`.
 
 Must never: block, take the GIL per event, close a descriptor while its number may be looked up.
 """
@@ -49,19 +50,21 @@ from gateway.engine.relay_report cimport cause_number, counts_of, outcome_of
 from gateway.engine.relay_slots cimport CHUNK, UNWATCHED, Far, Slot, clock
 
 from gateway.engine.relay_report import FAULTS
+from gateway.errors import Fault
 
 # Why a direction was not spliced, worst reason first.
 NOT_SPLICED = ["", "no large frame came", "no pipe was free", "text is checked",
-               "payloads are unmasked", "little came at once"]
+               "payloads are unmasked", "little came at once", "tls"]
 cdef enum:
     W_SMALL = 1
     W_NO_PIPE = 2
     W_TEXT = 3
     W_UNMASKED = 4
     W_LITTLE = 5
+    W_TLS = 6
 
 
-cdef class RelayLoop(RelayCarriage):
+cdef class RelayLoop(SealedCarriage):
     """All compiled relays of one engine. Every method is for the engine's thread.
 
     `begin` takes descriptors over; each relay is reported once, in what `drain`, `tick`, `end` or
@@ -90,11 +93,12 @@ cdef class RelayLoop(RelayCarriage):
     # --- What the engine asks for --------------------------------------------------------------
 
     def begin(self, uint64_t client, uint64_t upstream, int client_fd, int upstream_fd, terms,
-              list early, tuple queued, tuple finished):
+              list early, tuple queued, tuple finished, tuple secure=(None, None)):
         """Take two connected sockets over, and move the stream. Returns the slot's number.
 
         early: (side, bytes) in order of arrival; queued: what is older than the relay and waits
-        for each side; finished: whether FIN came from each.
+        for each side; finished: whether FIN came from each; secure: a `SecureLeg`, whose state is
+        taken over too, or None. Early bytes and what is queued are clear text.
         """
         cdef uint32_t rules = self._rules_of(terms)
         cdef uint32_t index = self._take_slot()
@@ -118,13 +122,18 @@ cdef class RelayLoop(RelayCarriage):
             count_made(L_DESCRIPTORS)
             slot.far[side].pipe = NO_PIPE
             slot.far[side].mask = UNWATCHED
-            if len(queued[side]):
+            if secure[side] is not None:
+                self.take_leg(slot, side, secure[side], queued[side])
+            elif len(queued[side]):
                 view = queued[side]
                 self._keep(slot, side, &view[0], view.shape[0])
                 slot.far[side].before = view.shape[0]
         for side, data in early:
             view = data
             self._feed(slot, side, &view[0], view.shape[0])
+        for side in range(2):
+            if secure[side] is not None:
+                self.open_first(slot, side, secure[side])
         for side in range(2):
             if finished[side]:
                 self._begin_output()
@@ -176,7 +185,9 @@ cdef class RelayLoop(RelayCarriage):
         for side in range(2):
             why = ""
             if not slot.relay.legs[side].spliced:
-                if rules.raw and side == CLIENT:
+                if slot.sealed:
+                    why = NOT_SPLICED[W_TLS]
+                elif rules.raw and side == CLIENT:
                     why = NOT_SPLICED[W_UNMASKED]
                 elif rules.raw_text:
                     why = NOT_SPLICED[W_TEXT]
@@ -187,6 +198,13 @@ cdef class RelayLoop(RelayCarriage):
             result.append(counts_of(&slot.relay, side, why))
         return result[0], result[1]
 
+    cdef object _fault_of(self, Slot *slot, int side):
+        """What `Closed` is to say of this side."""
+        cdef Far *far = &slot.far[side]
+        if far.fault:
+            return FAULTS[far.fault - 1]
+        return Fault.TRUNCATED if far.truncated else None
+
     def take_ended(self):
         """The relays that ended since the last time: (client, upstream, outcome, counts, faults);
         their slots are free again."""
@@ -196,10 +214,7 @@ cdef class RelayLoop(RelayCarriage):
         for i in range(self.ended_size):
             index = self._ended[i]
             slot = self.slot(index)
-            faults = tuple([
-                FAULTS[slot.far[side].fault - 1] if slot.far[side].fault else None
-                for side in range(2)
-            ])
+            faults = self._fault_of(slot, CLIENT), self._fault_of(slot, UPSTREAM)
             result.append((
                 slot.links[CLIENT], slot.links[UPSTREAM], outcome_of(&slot.relay),
                 self._counts(slot), faults,
@@ -307,7 +322,12 @@ cdef class RelayLoop(RelayCarriage):
         cdef size_t queued = far.queue_end - far.queue_start
         if far.fd < 0 or leg.fate == RESET:
             return
-        law(leg.queued + far.before == queued + piped + far.sending, b"what is queued is counted")
+        if far.tls == NULL:
+            law(leg.queued + far.before == queued + piped + far.sending,
+                b"what is queued is counted")
+        else:
+            law(leg.queued == far.clear, b"what is queued sealed is counted clear")
+            law(not far.clear or queued > far.before, b"clear bytes stand for sealed ones")
         law((far.queue != NULL) == (queued > 0), b"an empty queue is freed")
         law(far.blocked or far.sending or far.fault or not (queued or piped),
             b"what waits for a side waits for its socket")
@@ -344,6 +364,8 @@ cdef class RelayLoop(RelayCarriage):
             if leg.fate == CLOSE:
                 self._close_far(slot, side, False)
             elif leg.fate == FINISH and not far.shut:
+                if not self.notify(slot, side):
+                    return far.fault > 0
                 far.shut = 1
                 if shutdown(far.fd, SHUT_WR) < 0:
                     self._send_failed(slot, side, errno)

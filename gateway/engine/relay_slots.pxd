@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from gateway.engine.linux cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from gateway.engine.relay cimport Relay, Rules
+from gateway.engine.secure_leg cimport TlsCalls
 
 cdef enum:
     UNWATCHED = 0xFFFFFFFF
@@ -36,6 +37,11 @@ cdef struct Far:
     size_t queue_end
     size_t before               # bytes at its start that are older than the relay
     size_t ahead                # bytes at its start that go before what is in the pipe
+    void *tls                   # these five are of relay_sealed.pyx: NULL where there is no TLS
+    const TlsCalls *calls
+    size_t clear                # clear bytes that the queue stands for, behind `before`
+    uint8_t notified            # close_notify was said
+    uint8_t truncated           # the far end's was not, and the relay ended by that
 
 cdef struct Slot:
     Relay relay
@@ -48,6 +54,7 @@ cdef struct Slot:
     uint32_t next_free
     uint8_t used
     uint8_t ended
+    uint8_t sealed              # a side of it has TLS
 
 
 cdef inline double clock() noexcept nogil:

@@ -124,7 +124,7 @@ cdef class RingCompletions(RingRelays):
             if number != NO_BUFFER and result > 0:
                 self._walk(slot, side, number, at, <size_t>result)
             elif result == 0:
-                self._finish_side(slot, side)
+                self.end_of(slot, side)
             elif result == -ENOBUFS:
                 self._starve(slot, side)
             elif result != -ECANCELED and result != -EAGAIN and result != -EINTR:
@@ -140,12 +140,28 @@ cdef class RingCompletions(RingRelays):
         cdef Leg *leg = &slot.relay.legs[side]
         if leg.finished or leg.fate >= CLOSE:
             return                              # nothing was to be read any more
+        if far.tls != NULL:
+            self._walk_sealed(slot, side, number, at, size)
+            return
         if far.tail_size:
             at -= far.tail_size
             size += far.tail_size
             memcpy(at, far.tail, far.tail_size)
         self._walked = number
         self._feed_at(slot, side, at, size)
+        self._walked = NO_BUFFER
+
+    cdef void _walk_sealed(
+        self, Slot *slot, int side, uint32_t number, uint8_t *at, size_t size
+    ) noexcept nogil:
+        """Opened in its buffer, and sent from there; but elsewhere where TLS holds the beginning of
+        a record, for which there is no room before it."""
+        cdef Far *far = &slot.far[side]
+        if far.calls.holds(far.tls):
+            self.open_sealed(slot, side, at, size, self._hot, False)
+            return
+        self._walked = number
+        self.open_sealed(slot, side, at, size, at - far.tail_size, False)
         self._walked = NO_BUFFER
 
     cdef void _complete_send(self, uint32_t number, int side, int32_t result) noexcept nogil:

@@ -1,6 +1,7 @@
 """Types of `ring_relays.pyx`: compiled relays, and an engine's poller, in one ring."""
 
 from gateway.engine.epoll_relays import Outcome
+from gateway.engine.secure_leg import SecureLeg
 from gateway.engine.uring_ring import Ring
 from gateway.errors import Fault
 from gateway.events import Cause, LegCounts, RelayRules, Side
@@ -40,6 +41,7 @@ class RingRelays:
         early: list[tuple[Side, bytes]],
         queued: tuple[bytes, ...],
         finished: tuple[bool, ...],
+        secure: tuple[SecureLeg | None, ...] = ...,
         /,
     ) -> int: ...
     def end(self, index: int, cause: Cause, terms: RelayRules | None = None) -> None: ...

@@ -216,6 +216,8 @@ def test_it_says_what_was_not_compiled_and_how_to_get_it(tmp_path: Path) -> None
     assert "relay is not here (not built): relays run in Python" in done.stdout
     assert "apt-get install gcc libc6-dev python3-dev, then" in done.stdout
     assert "apt-get install gcc libc6-dev python3-dev liburing-dev, then" in done.stdout
+    assert "openssl is not here (not built): TLS runs by Python's ssl" in done.stdout
+    assert "apt-get install gcc libc6-dev python3-dev libssl-dev, then" in done.stdout
     assert line_with(done.stdout, "relays run in Python, and every").startswith("  note")
     assert 'engine = "auto" runs uvloop' in done.stdout
 

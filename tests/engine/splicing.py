@@ -95,8 +95,12 @@ class Road:
         self.browser, self.server = self.fars = SocketFar(fars[0]), SocketFar(fars[1])
         for near in nears:
             near.setblocking(False)
-        self.slot = roads.driver.begin(
-            2 * number, 2 * number + 1, nears[0].detach(), nears[1].detach(), rules, [],
+        self.slot = self.begin(nears, rules)
+
+    def begin(self, nears: list[socket.socket], rules: RelayRules) -> int:
+        """Hand the near ends over."""
+        return self.roads.driver.begin(
+            2 * self.number, 2 * self.number + 1, nears[0].detach(), nears[1].detach(), rules, [],
             (b"", b""), (False, False),
         )
 
@@ -146,11 +150,15 @@ class Roads:
             if family == "tcp" else socket.socketpair()
             for side in Side
         ]
-        road = Road(
-            self, len(self.roads), rules, [far for _, far in pairs], [near for near, _ in pairs]
-        )
+        road = self.road(rules, [far for _, far in pairs], [near for near, _ in pairs])
         self.roads.append(road)
         return road
+
+    def road(
+        self, rules: RelayRules, fars: list[socket.socket], nears: list[socket.socket]
+    ) -> Road:
+        """One over these."""
+        return Road(self, len(self.roads), rules, fars, nears)
 
     def collect(self) -> None:
         """Take what ended."""
