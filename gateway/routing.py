@@ -6,7 +6,7 @@ Laws of this file:
 
 - The most specific route wins: exact host over wildcard (the longer one first) over any; then the
   path segment by segment from the left, a literal over `{name}` over the rest `*`; then the number
-  of further matches (header, query, subprotocol); equals keep the order of the file.
+  of further matches (header, query, subprotocol, sni); equals keep the order of the file.
 - A route whose further matches fail is stepped over, and the next in that order is tried.
 - `RouteTable.match` walks a tree of path segments for each host that fits, so its cost depends on
   the request and not on the number of routes (but on routes that share host *and* path and differ
@@ -52,6 +52,7 @@ class Outcome(enum.Enum):
     HEADER = "header"
     QUERY = "query"
     SUBPROTOCOL = "subprotocol"
+    SNI = "sni"                          # the client's hello had no such name, or there was none
     OUTRANKED = "outranked"              # all fits, but another one is more specific
 
 
@@ -79,23 +80,26 @@ class RouteTable:
         for root in (*self._exact.values(), *self._wildcard.values(), self._any):
             root.rank()
 
-    def match(self, host: str, path: str, query: str, fields: Fields) -> Match | None:
+    def match(
+        self, host: str, path: str, query: str, fields: Fields, sni: str = ""
+    ) -> Match | None:
         """The winner for a request, or None: answer that with 404.
 
         `host` as in the Host field, with or without a port; `path` and `query` as sent, without
-        the "?"; field names in lower case. Raises ClientError (400) for a path that is none.
+        the "?"; field names in lower case; `sni` the name in the TLS hello, in lower case. Raises
+        ClientError (400) for a path that is none.
         """
-        request = _Request(host, path, query, fields)
+        request = _Request(host, path, query, fields, sni)
         for entry in self._ranked(request):
             if entry.failed(request) is None:
                 return entry.capture(request)
         return None
 
     def explain_match(
-        self, host: str, path: str, query: str, fields: Fields
+        self, host: str, path: str, query: str, fields: Fields, sni: str = ""
     ) -> list[Explanation]:
         """The outcome of every route, in the order of the table. Arguments and raises: `match`."""
-        request = _Request(host, path, query, fields)
+        request = _Request(host, path, query, fields, sni)
         winner = next((e for e in self._ranked(request) if e.failed(request) is None), None)
         return [self._explain(entry, winner, request) for entry in self._entries]
 
@@ -365,8 +369,9 @@ _ORIGIN = re.compile(
 class _Request:
     """A request as routes look at it; what only further matches need is read when they do."""
 
-    def __init__(self, host: str, path: str, query: str, fields: Fields):
+    def __init__(self, host: str, path: str, query: str, fields: Fields, sni: str):
         self.host = normalise_host(host)
+        self.sni = sni
         self.segments = normalise_path(path)
         self.raw_path = path
         self.raw_query = query
@@ -424,6 +429,8 @@ class _Entry:
         subprotocol = self.route.subprotocol
         if subprotocol and subprotocol.encode() not in request.offers:
             return Outcome.SUBPROTOCOL, f"it wants {subprotocol} to be offered"
+        if self.route.sni and not _fits_any(self.route.sni, request.sni):
+            return Outcome.SNI, f"it wants {' or '.join(self.route.sni)}"
         return None
 
     def capture(self, request: _Request) -> Match:
@@ -510,6 +517,11 @@ def _suffixes(host: str) -> Iterator[str]:
         dot = host.find(".", dot + 1)
 
 
+def _fits_any(patterns: Sequence[str], name: str) -> bool:
+    """Whether one of these is a name, or a wildcard for it."""
+    return name in patterns or any(f"*.{suffix}" in patterns for suffix in _suffixes(name))
+
+
 def _decode_unreserved(found: re.Match[str]) -> str:
     if found[1] is None:
         raise ClientError(400, "The path has a broken percent-encoding.")
@@ -533,6 +545,8 @@ def _conditions(route: Route) -> list[tuple[tuple[str, str], str]]:
     conditions += [(("query", name), value) for name, value in route.query]
     if route.subprotocol:
         conditions.append((("subprotocol", ""), f"={route.subprotocol}"))  # "*" is a token here
+    if route.sni:
+        conditions.append((("sni", ""), " ".join(sorted(route.sni))))
     return sorted(conditions)
 
 

@@ -8,9 +8,11 @@ here opens, resolves or decides.
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from gateway.events import Address
+from gateway.events import Address, TlsClient, TlsServer
 
 Network = IPv4Network | IPv6Network
+
+SECURED = {"wss": "ws", "tls": "tcp"}    # schemes with TLS, and what is inside of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,37 @@ class GatewaySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateFiles:
+    """A certificate with what it is signed by, and its key: two PEM files, by absolute names."""
+
+    chain: str
+    key: str
+
+    def __str__(self) -> str:
+        return self.chain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerTls:
+    """`tls` of a `[[listener]]`, as written. What is in the files is in `Listener.secure`."""
+
+    certificates: tuple[CertificateFiles, ...]  # the first is for names that none is for
+    profile: str = "intermediate"        # intermediate | modern
+    client_certificates: str = "off"     # off | request | require
+    client_ca: str = ""                  # who signs them: a PEM file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamTls:
+    """`tls` of an `[upstream.NAME]`, as written. See `EndpointEntry.secure`."""
+
+    verify: bool = True
+    ca: str = ""                         # a PEM file; "": the system's store
+    server_name: str = ""                # "": the URL's host
+    certificate: CertificateFiles | None = None  # ours, where they ask for one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
     """`[[listener]]`, or one entry of `listen`."""
 
@@ -42,6 +75,10 @@ class Listener:
     keepalive_timeout: float = 60.0      # between two exchanges on one connection
     max_head: int = 16 * 1024
     handshakes: float = 0.0              # a second, over all workers
+    redirect: int = 0                    # the port of https that every request is sent to
+    tls: ListenerTls | None = None
+    # What `tls` comes to once its files are read; no word of the table, and never shown.
+    secure: TlsServer | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +90,7 @@ class EndpointEntry:
     port: int = 0
     unix: str = ""
     weight: int = 1
+    secure: TlsClient | None = field(default=None, compare=False, repr=False)  # as Listener's
 
     @property
     def has_name(self) -> bool:
@@ -69,7 +107,7 @@ class Upstream:
     """`[upstream.NAME]`; a URL written in a route is one with a single entry, named by its URL."""
 
     name: str
-    scheme: str                          # ws | tcp | builtin
+    scheme: str                          # ws | wss | tcp | tls | builtin
     builtin: str = ""                    # echo | page
     entries: tuple[EndpointEntry, ...] = ()
     path: str = ""                       # "" or "/": the client's own path
@@ -77,6 +115,12 @@ class Upstream:
     hash_on: str = "address"             # or path:NAME | query:NAME | header:NAME | cookie:NAME
     source_addresses: tuple[str, ...] = ()  # IP literals of ours to connect from; (): any
     resolve: float = 30.0                # from one look-up of its names to the next
+    tls: UpstreamTls | None = None       # where the scheme is wss or tls, and only there
+
+    @property
+    def kind(self) -> str:
+        """What it speaks, inside of TLS if that is there: ws | tcp | echo | page."""
+        return self.builtin or SECURED.get(self.scheme, self.scheme)
 
     @property
     def own_path(self) -> str:
@@ -105,6 +149,7 @@ class Route:
     headers: tuple[tuple[str, str], ...] = ()      # name in lower case, value or "*"
     query: tuple[tuple[str, str], ...] = ()
     subprotocol: str = ""
+    sni: tuple[str, ...] = ()            # as `hosts`, of the name in the TLS hello
     origins: tuple[Origin, ...] | None = None      # None is any
     upstream: str = ""                   # a key of Table.upstreams
     rewrite: str = ""

@@ -34,7 +34,8 @@ def drawing() -> str:
     arrows: dict[tuple[State, State], dict[str, list[str]]] = {}
     for before, after, who, what in changes():
         arrows.setdefault((before, after), {}).setdefault(who, []).append(what)
-    lines = ["stateDiagram-v2", f"    [*] --> {State.HEAD.name}"]
+    lines = ["stateDiagram-v2", f"    [*] --> {State.SECURING.name}: with TLS",
+             f"    [*] --> {State.HEAD.name}: without"]
     for (before, after), causes in arrows.items():
         words = [f"{who} {', '.join(what)}".strip() for who, what in causes.items()]
         lines.append(f"    {before.name} --> {after.name}: {' / '.join(words)}")

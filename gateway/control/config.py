@@ -35,6 +35,14 @@ from gateway.control.config_schema import (
     home_of,
     shown_key,
 )
+from gateway.control.config_tls import (
+    check_redirect,
+    check_sni,
+    listener_in_folder,
+    only_redirects,
+    unverified,
+    upstream_in_folder,
+)
 from gateway.control.config_values import described, name
 from gateway.errors import TableError
 from gateway.events import Address
@@ -89,6 +97,7 @@ class _Draft:
         self._upstreams: dict[str, Upstream] = {}
         self._upstream_places: dict[str, Place] = {}
         self._routes: list[Route] = []
+        self._secured = False            # some listener is meant to have TLS
         self._listens = False            # something that should be a listener was written
         self._misshapen: set[str] = set()  # tables that are none, so that what they lack is moot
         self._used: set[str] = set()
@@ -176,6 +185,10 @@ class _Draft:
         if "mode" in written and not values["address"].path:
             self._mistakes.add(place.key("mode"), f"the key for {values['address']}",
                              "it for a Unix socket alone", "remove it")
+        check_redirect(written, values, place, self._mistakes)
+        self._secured = self._secured or "tls" in written
+        if "tls" in values:
+            values["tls"] = listener_in_folder(values["tls"], document.folder)
         self._add_listener(values, place.key("address"), document)
 
     def _add_listener(
@@ -225,6 +238,8 @@ class _Draft:
         if "endpoints" not in written:
             self._mistakes.add(place, "no endpoints", "where its sessions go",
                              'give it some, such as endpoints = ["ws://10.0.0.1:9000"]')
+        if "tls" in values:
+            values["tls"] = upstream_in_folder(values["tls"], document.folder)
         upstream = build_upstream(key, values, document.folder, place, self._mistakes)
         if upstream is not None:
             self._upstreams[key] = upstream
@@ -251,6 +266,8 @@ class _Draft:
                 files[route.name] = written.place.file
         self._used = builder.used
         check_reachable(self._routes, files, self._mistakes)
+        if not self._secured and not self._misshapen & {"listener"}:
+            check_sni(self._routes, files, self._mistakes)
 
     def check_whole(self, place: Place, *, complete: bool) -> None:
         """Refuse a table that could not serve anybody, or not its operator."""
@@ -259,6 +276,9 @@ class _Draft:
         if complete and not listens:
             self._mistakes.add(place, "no listener", "at least one",
                              'write listen = ["0.0.0.0:8080"] under [gateway]')
+        if complete and only_redirects(self._listeners):
+            self._mistakes.add(place, "only listeners that redirect", "one that serves",
+                               "write a [[listener]] with tls, which they redirect to")
         if complete and not self._written_routes and "route" not in self._misshapen:
             self._mistakes.add(place, "no route", "at least one",
                              "write a [[route]] with a name and an upstream")
@@ -297,6 +317,9 @@ class _Draft:
             f"{place.text}: no route uses it"
             for key, place in self._upstream_places.items()
             if key not in self._used
+        ] + [
+            f"[upstream.{shown_key(name)}], tls: verify is false, so that anybody could be this "
+            "server" for name in unverified(self._upstreams)
         ]
 
 

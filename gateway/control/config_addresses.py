@@ -16,8 +16,9 @@ from gateway.routing import DEFAULT_PORTS, HOST_MAX, normalise_path, parse_origi
 from gateway.table import Network, Origin
 
 SOCKET_PATH_MAX = 107                    # bytes: sun_path of unix(7), less the final NUL
-NOT_BUILT = frozenset({"wss", "tls", "http", "https"})
-SCHEMES = ("ws", "tcp", "builtin")
+NOT_BUILT = frozenset({"http", "https"})
+SCHEMES = ("ws", "wss", "tcp", "tls", "builtin")
+PATHLESS = ("tcp", "tls")                # byte streams: no path, and no usual port
 BUILTINS = ("echo", "page")
 
 _PORT = re.compile(r"[0-9]{1,6}")
@@ -25,8 +26,8 @@ _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _URL_PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")  # RFC 3986 3.3
 _HOST_AND_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}(/[^?#]*)?")
 
-_URL = ('an upstream URL such as "ws://10.0.0.1:9000", "tcp://10.0.0.1:5900", '
-        '"ws+unix:/run/app.sock" or "builtin:echo"')
+_URL = ('an upstream URL such as "ws://10.0.0.1:9000", "wss://app.example.com", '
+        '"tcp://10.0.0.1:5900", "ws+unix:/run/app.sock" or "builtin:echo"')
 _LISTEN = 'an address such as "0.0.0.0:8080", "[::]:8080" or "unix:/run/gateway.sock"'
 
 
@@ -35,7 +36,7 @@ class Url:
     """An upstream's address, taken apart. One of `host`, `unix`, `builtin` is meant."""
 
     text: str
-    scheme: str                          # ws | tcp | builtin
+    scheme: str                          # one of SCHEMES
     host: str = ""                       # IPv6 without brackets
     port: int = 0
     unix: str = ""
@@ -136,10 +137,11 @@ def upstream_url(value: object, place: str) -> Url:
     family, _, transport = scheme.partition("+")
     if family in NOT_BUILT and transport in ("", "unix"):
         raise TableError(place, quoted(text), _URL,
-                         f'the scheme "{scheme}" is not built yet: use ws or tcp')
+                         f'the scheme "{scheme}" is not built yet: use ws, wss, tcp or tls')
     if not colon or family not in SCHEMES or transport not in ("", "unix"):
         plain = _HOST_AND_PORT.fullmatch(text)
-        remedy = f"write {quoted('ws://' + text)}" if plain else "begin with ws:, tcp: or builtin:"
+        remedy = f"write {quoted('ws://' + text)}" if plain else (
+            "begin with ws:, wss:, tcp:, tls: or builtin:")
         raise TableError(place, quoted(text), _URL, remedy)
     if scheme == "builtin":
         if tail not in BUILTINS:
@@ -154,9 +156,10 @@ def upstream_url(value: object, place: str) -> Url:
     authority, slash, path = tail[2:].partition("/")
     path = _url_path(family, slash + path, text, place)
     host, port = _authority(authority, text, place)
-    if not port and family == "tcp":
-        raise TableError(place, quoted(text), _URL, "name the port: tcp has no usual one")
-    return Url(text=text, scheme=family, host=host, port=port or 80, path=path)
+    if not port and family in PATHLESS:
+        raise TableError(place, quoted(text), _URL, f"name the port: {family} has no usual one")
+    port = port or DEFAULT_PORTS[family]
+    return Url(text=text, scheme=family, host=host, port=port, path=path)
 
 
 def host_pattern(value: object, place: str) -> str:
@@ -178,6 +181,14 @@ def host_pattern(value: object, place: str) -> str:
         remedy = _host_remedy(host)
         raise TableError(place, quoted(text), expected, remedy)
     return host
+
+
+def sni_pattern(value: object, place: str) -> str:
+    """One entry of `sni`, which has no addresses in it (RFC 6066 3)."""
+    pattern = host_pattern(value, place)
+    if not _is_name(pattern.removeprefix("*.")):
+        raise TableError(place, quoted(pattern), "a name", "no client says an address there")
+    return pattern
 
 
 def origin(value: object, place: str) -> Origin:
@@ -241,6 +252,43 @@ def source_address(value: object, place: str) -> str:
     return str(address)
 
 
+def redirect(value: object, place: str) -> int:
+    """The port of https that every request of a listener is sent to; with "https" the usual one."""
+    expected = '"https", or "https:8443" for another port than 443'
+    text = string(value, place, expected)
+    scheme, colon, port = text.partition(":")
+    if scheme != "https" or bool(colon) != bool(port) or not f"0{port}".isdigit():
+        remedy = 'write "https": host, path and query stay as the client sent them'
+        raise TableError(place, quoted(text), expected, remedy)
+    return _port(port, text, place, low=1) if port else DEFAULT_PORTS["https"]
+
+
+def server_name(value: object, place: str) -> str:
+    """The name that a server's certificate must be for: a host, or an IP address."""
+    expected = 'a name such as "app.example.com"'
+    text = string(value, place, expected)
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        pass
+    host = text.lower().removesuffix(".")
+    if not _is_name(host):
+        remedy = "write the name alone, without a port" if ":" in host else _host_remedy(host)
+        raise TableError(place, quoted(text), expected, remedy)
+    return host
+
+
+def file_name(value: object, place: str) -> str:
+    """The name of a file, as written."""
+    expected = 'a file name such as "certs/example.crt"'
+    text = string(value, place, expected)
+    if not text:
+        raise TableError(place, '""', expected, "name the file")
+    if not text.isprintable():
+        raise TableError(place, quoted(text), expected, "rename the file")
+    return text
+
+
 def send_host(value: object, place: str) -> str:
     """What Host the upstream sees: "upstream" for the URL's, or this value itself."""
     expected = '"upstream", or a host such as "app.internal:9000"'
@@ -270,7 +318,7 @@ def _unix_url(family: str, tail: str, text: str, place: str) -> Url:
 
 
 def _url_path(family: str, path: str, text: str, place: str) -> str:
-    if path and family == "tcp":
+    if path and family in PATHLESS:
         raise TableError(place, quoted(text), _URL, "remove the path: a byte stream has none")
     try:
         fits = _URL_PATH.fullmatch(path) is not None and bool(normalise_path(path or "/"))

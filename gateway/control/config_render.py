@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from gateway.control.config_values import written_duration, written_rate, written_size
 from gateway.events import Address
 from gateway.routing import DEFAULT_PORTS
-from gateway.table import Listener, Origin, Route, Table, Upstream
+from gateway.table import (
+    CertificateFiles,
+    Listener,
+    ListenerTls,
+    Origin,
+    Route,
+    Table,
+    Upstream,
+    UpstreamTls,
+)
 
 _SIZES = frozenset({"max_message", "max_frame", "max_queue", "max_head"})
 _COUNTS = frozenset({"max_sessions", "max_sessions_per_client"})
@@ -34,7 +43,7 @@ def render(table: Table) -> str:
 
 def effective(route: Route, upstream: Upstream) -> Iterator[tuple[str, str]]:
     """The limits, times and codes that hold on a route, as (key, value in TOML)."""
-    kind = upstream.builtin or upstream.scheme
+    kind = upstream.kind
     if kind == "page":
         for key in ("write_timeout", "close_timeout"):
             yield key, _value(key, getattr(route, key))
@@ -105,13 +114,44 @@ def _listener(listener: Listener) -> list[str]:
     if address.path:
         lines.append(f'mode = "{listener.mode:04o}"')
     lines.append(f"backlog = {listener.backlog}")
-    lines += [f"{key} = {_value(key, getattr(listener, key))}"
-              for key in ("head_timeout", "keepalive_timeout", "max_head", "handshakes")]
+    keys = ["head_timeout", "keepalive_timeout", "max_head"]
+    if not listener.redirect:
+        keys.append("handshakes")
+    lines += [f"{key} = {_value(key, getattr(listener, key))}" for key in keys]
+    if listener.redirect:
+        usual = listener.redirect == DEFAULT_PORTS["https"]
+        lines.append(f'redirect = "https{"" if usual else f":{listener.redirect}"}"')
+    if listener.tls is not None:
+        lines.append(f"tls = {_listener_tls(listener.tls)}")
     return lines
 
 
+def _listener_tls(tls: ListenerTls) -> str:
+    certificates = ", ".join(_files(one) for one in tls.certificates)
+    parts = [f"certificates = [{certificates}]", f"profile = {toml_string(tls.profile)}",
+             f"client_certificates = {toml_string(tls.client_certificates)}"]
+    if tls.client_ca:
+        parts.append(f"client_ca = {toml_string(tls.client_ca)}")
+    return f"{{ {', '.join(parts)} }}"
+
+
+def _upstream_tls(tls: UpstreamTls) -> str:
+    parts = [f"verify = {_boolean(tls.verify)}"]
+    if tls.ca:
+        parts.append(f"ca = {toml_string(tls.ca)}")
+    if tls.server_name:
+        parts.append(f"server_name = {toml_string(tls.server_name)}")
+    if tls.certificate is not None:
+        parts.append(f"certificate = {_files(tls.certificate)}")
+    return f"{{ {', '.join(parts)} }}"
+
+
+def _files(one: CertificateFiles) -> str:
+    return f"{{ chain = {toml_string(one.chain)}, key = {toml_string(one.key)} }}"
+
+
 def _route(route: Route, upstream: Upstream) -> list[str]:
-    kind = upstream.builtin or upstream.scheme
+    kind = upstream.kind
     lines = ["[[route]]", f"name = {toml_string(route.name)}"]
     if route.hosts:
         lines.append(f"host = {_list(route.hosts)}")
@@ -122,6 +162,8 @@ def _route(route: Route, upstream: Upstream) -> list[str]:
         lines.append(f"query = {_pairs(route.query)}")
     if route.subprotocol:
         lines.append(f"subprotocol = {toml_string(route.subprotocol)}")
+    if route.sni:
+        lines.append(f"sni = {_list(route.sni)}")
     if route.origins is not None:
         lines.append(f"origins = {_list(origin_text(one) for one in route.origins)}")
     lines.append(f"upstream = {toml_string(route.upstream)}")
@@ -158,6 +200,8 @@ def _upstream(upstream: Upstream) -> list[str]:
         lines.append(f"source_addresses = {_list(upstream.source_addresses)}")
     if any(one.has_name for one in upstream.entries):
         lines.append(f'resolve = "{written_duration(upstream.resolve)}"')
+    if upstream.tls is not None:
+        lines.append(f"tls = {_upstream_tls(upstream.tls)}")
     return lines
 
 

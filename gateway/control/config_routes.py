@@ -12,15 +12,16 @@ from typing import Any
 
 from gateway.control.config_addresses import Url, check_socket_length
 from gateway.control.config_schema import ROUTE, Endpoint, Mistakes, Place
+from gateway.control.config_tls import check_server_name
 from gateway.errors import TableError
 from gateway.routing import check_rewrite, parse_path, quoted, unreachable
-from gateway.table import EndpointEntry, Route, Upstream
+from gateway.table import SECURED, EndpointEntry, Route, Upstream, UpstreamTls
 
 BECOMES = {"host": "hosts", "header": "headers"}  # keys whose field has another name
 
 _ASKING = frozenset({"rewrite", "send_host", "set_fields", "remove_fields", "answer_timeout"})
 _ENDPOINT = frozenset({"subprotocols", "frames"})
-_MATCHING = frozenset({"name", "host", "path", "header", "query", "subprotocol", "upstream"})
+_MATCHING = frozenset({"name", "host", "path", "header", "query", "subprotocol", "sni", "upstream"})
 _ANSWERING = frozenset({"write_timeout", "close_timeout"})
 
 # What has no effect toward each kind of upstream, and why.
@@ -75,7 +76,12 @@ def build_upstream(
                    "it with IP addresses and names alone", "remove it")
     sources: tuple[str, ...] = values.get("source_addresses", ())
     upstream = _upstream(name, urls, [one.weight for one in endpoints], balance,
-                         values.get("hash_on", "address"), sources)
+                         values.get("hash_on", "address"), sources, values.get("tls"))
+    if "tls" in values and upstream.scheme not in SECURED:
+        mistakes.add(place.key("tls"), f"the key with {upstream.scheme} endpoints",
+                   "it with wss or tls endpoints alone",
+                   "write wss:// or tls:// in their URLs, or remove it")
+    check_server_name(upstream, where, mistakes)
     if "resolve" in values and not any(entry.has_name for entry in upstream.entries):
         mistakes.add(place.key("resolve"), "the key on endpoints without a name",
                    "it where a name is looked up", "remove it: an address stays what it is")
@@ -163,7 +169,10 @@ class RouteBuilder:
         wanted = values.get("upstream")
         if isinstance(wanted, Url):
             self.used.add(wanted.text)
-            return self._upstreams.setdefault(wanted.text, _upstream(wanted.text, [wanted], [1]))
+            upstream = _upstream(wanted.text, [wanted], [1])
+            check_server_name(upstream, self._at(written.place, "upstream", written.values),
+                              self._mistakes)
+            return self._upstreams.setdefault(wanted.text, upstream)
         if wanted is None:
             if "upstream" not in written.keys | self._default_keys:
                 self._mistakes.add(place, "no upstream", "where its sessions go",
@@ -181,7 +190,7 @@ class RouteBuilder:
     def _check_kind(
         self, values: dict[str, Any], own: Mapping[str, Any], upstream: Upstream, place: Place
     ) -> None:
-        keys, why = _WITHOUT_EFFECT[upstream.builtin or upstream.scheme]
+        keys, why = _WITHOUT_EFFECT[upstream.kind]
         for key in list(values):
             if key not in keys:
                 continue
@@ -256,6 +265,7 @@ def check_reachable(routes: list[Route], files: Mapping[str, int], mistakes: Mis
 def _upstream(
     name: str, urls: list[Url], weights: list[int],
     balance: str = "least-connections", hash_on: str = "address", sources: tuple[str, ...] = (),
+    tls: UpstreamTls | None = None,
 ) -> Upstream:
     entries = tuple(
         EndpointEntry(url=url.text, host=url.host, port=url.port, unix=url.unix, weight=weight)
@@ -263,7 +273,8 @@ def _upstream(
     )
     first = urls[0]
     return Upstream(name=name, scheme=first.scheme, builtin=first.builtin, entries=entries,
-                    path=first.path, balance=balance, hash_on=hash_on, source_addresses=sources)
+                    path=first.path, balance=balance, hash_on=hash_on, source_addresses=sources,
+                    tls=(tls or UpstreamTls()) if first.scheme in SECURED else None)
 
 
 def _in_folder(url: Url, folder: Path, place: Place, mistakes: Mistakes) -> Url:

@@ -1,8 +1,8 @@
 """The keys of each table of a route table, as operators write them, and how a table is read.
 
 One entry for each key: its reader. What is not in here is unknown, and refused with the nearest key
-that is; keys of the plan that are not built are unknown too, and the message says so. Defaults are
-not in here but in `gateway/table.py`: a key that is absent leaves the field as it is there.
+that is. Defaults are not in here but in `gateway/table.py`: a key that is absent leaves the field
+as it is there.
 
 The readers are written here and not left to a library of schemas (msgspec was tried): an operator
 is told all mistakes of a table at once, each with its place, what was found, what was expected and
@@ -22,6 +22,7 @@ from gateway.control.config_values import Reader, described
 from gateway.control.shared import WORKERS_MAX
 from gateway.errors import TableError, TableErrors
 from gateway.routing import parse_path, quoted
+from gateway.table import CertificateFiles, ListenerTls, UpstreamTls
 
 NEAREST_MAX = 50  # look-ups of a nearest name in one table: each costs as much as there are names
 
@@ -83,11 +84,10 @@ class Mistakes:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One kind of table: its title in messages, its keys, and those that are not built yet."""
+    """One kind of table: its title in messages, and its keys."""
 
     title: str
     keys: Mapping[str, Reader[object]]
-    not_built: frozenset[str] = frozenset()
 
     def read(
         self, written: Mapping[str, object], place: Place, mistakes: Mistakes
@@ -107,9 +107,6 @@ class Section:
 
     def _refuse(self, key: str, place: Place, mistakes: Mistakes) -> None:
         expected = f"a key of {self.title}"
-        if key in self.not_built:
-            mistakes.add(place.key(key), "a key that is not built yet", expected, "remove it")
-            return
         remedy = home_of(key) or mistakes.nearest(key, self.keys) or (
             f"the keys are {', '.join(self.keys)}")
         mistakes.add(place.key(key), "an unknown key", expected, remedy)
@@ -184,6 +181,72 @@ def _hash_on(value: object, place: str) -> str:
     return f"{kind}:{name.lower()}" if kind == "header" else text
 
 
+def _read_table(
+    section: Section, value: object, place: str, expected: str, required: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The values of a table in braces. Raises TableErrors for all that is wrong in it."""
+    if not isinstance(value, dict):
+        raise TableError(place, described(value), expected, "write it in braces")
+    mistakes = Mistakes()
+    read = section.read(value, Place(0, place), mistakes)
+    for key in required:
+        if key not in value:
+            mistakes.add(Place(0, place), f"no {key}", expected, "give it one")
+    mistakes.raise_if_any()
+    return read
+
+
+def _certificate(value: object, place: str) -> CertificateFiles:
+    expected = 'a table such as { chain = "example.crt", key = "example.key" }'
+    return CertificateFiles(**_read_table(CERTIFICATE, value, place, expected, ("chain", "key")))
+
+
+def _listener_tls(value: object, place: str) -> ListenerTls:
+    expected = 'a table such as { certificates = [{ chain = "a.crt", key = "a.key" }] }'
+    tls = ListenerTls(**_read_table(LISTENER_TLS, value, place, expected, ("certificates",)))
+    asks = tls.client_certificates != "off"
+    if asks and not tls.client_ca:
+        raise TableError(place, f"client_certificates = {quoted(tls.client_certificates)} alone",
+                         "client_ca beside it", "name the PEM file of the CA that signs them")
+    if tls.client_ca and not asks:
+        raise TableError(place, "client_ca alone", "client_certificates beside it",
+                         'write client_certificates = "require" or "request", or remove it')
+    return tls
+
+
+def _upstream_tls(value: object, place: str) -> UpstreamTls:
+    expected = 'a table such as { ca = "internal-ca.crt" }'
+    tls = UpstreamTls(**_read_table(UPSTREAM_TLS, value, place, expected))
+    if tls.ca and not tls.verify:
+        raise TableError(place, "ca with verify = false", "one of both",
+                         "remove verify: a ca is there to verify by")
+    return tls
+
+
+CERTIFICATE = Section("a certificate", {"chain": addresses.file_name, "key": addresses.file_name})
+
+LISTENER_TLS = Section(
+    "tls of [[listener]]",
+    {
+        "certificates": values.list_of(
+            _certificate, 'a list such as [{ chain = "a.crt", key = "a.key" }]'
+        ),
+        "profile": values.choice("intermediate", "modern", usual="intermediate"),
+        "client_certificates": values.choice("off", "request", "require", usual="off"),
+        "client_ca": addresses.file_name,
+    },
+)
+
+UPSTREAM_TLS = Section(
+    "tls of [upstream.NAME]",
+    {
+        "verify": values.boolean,
+        "ca": addresses.file_name,
+        "server_name": addresses.server_name,
+        "certificate": _certificate,
+    },
+)
+
 ENDPOINT = Section(
     "an endpoint", {"url": addresses.upstream_url, "weight": values.count(0, 65535)}
 )
@@ -221,8 +284,9 @@ LISTENER = Section(
         "keepalive_timeout": values.duration(),
         "max_head": values.size(1024, 1024**2),
         "handshakes": values.rate,
+        "redirect": addresses.redirect,
+        "tls": _listener_tls,
     },
-    frozenset({"tls"}),
 )
 
 ROUTE = Section(
@@ -240,6 +304,9 @@ ROUTE = Section(
             values.parameter, values.text_value, 'a table such as { v = "2" }', cased=True
         ),
         "subprotocol": values.token,
+        "sni": values.one_or_list(
+            addresses.sni_pattern, 'a name such as "*.example.com", or a list of them'
+        ),
         "origins": values.list_of(
             addresses.origin, 'a list of origins such as ["https://example.com"]', empty=True
         ),
@@ -277,9 +344,7 @@ ROUTE = Section(
     },
 )
 
-DEFAULTS = Section(
-    "[defaults]", {k: v for k, v in ROUTE.keys.items() if k != "name"}, ROUTE.not_built
-)
+DEFAULTS = Section("[defaults]", {k: v for k, v in ROUTE.keys.items() if k != "name"})
 
 UPSTREAM = Section(
     "[upstream.NAME]",
@@ -293,11 +358,11 @@ UPSTREAM = Section(
             addresses.source_address, 'a list of IP addresses such as ["10.0.0.7", "10.0.0.8"]'
         ),
         "resolve": values.duration(),
+        "tls": _upstream_tls,
     },
-    frozenset({"tls"}),
 )
 
-_SECTIONS = (GATEWAY, LISTENER, ROUTE, DEFAULTS, UPSTREAM)
+_SECTIONS = (GATEWAY, LISTENER, ROUTE, DEFAULTS, UPSTREAM, LISTENER_TLS, UPSTREAM_TLS)
 
 
 def home_of(key: str) -> str:
@@ -305,7 +370,4 @@ def home_of(key: str) -> str:
     homes = [section.title for section in _SECTIONS if key in section.keys]
     if homes:
         return f"it belongs under {' or '.join(homes)}"
-    planned = [section.title for section in _SECTIONS if key in section.not_built]
-    if planned:
-        return f"it belongs under {' or '.join(planned)}, and is not built yet: remove it"
     return ""

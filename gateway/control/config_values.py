@@ -39,7 +39,8 @@ _HOP_BY_HOP = frozenset({  # RFC 9110 7.6.1, and the old ones that it names
     "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
 })
 _MADE_HERE = frozenset({
-    "content-length", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
+    "client-cert", "client-cert-chain", "content-length", "forwarded", "x-client-cert-names",
+    "x-client-cert-subject", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
 })
 
 

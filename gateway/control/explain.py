@@ -17,6 +17,7 @@ from gateway.routing import (
     Explanation,
     Outcome,
     RouteTable,
+    normalise_host,
     origin_allowed,
     parse_origin,
     quoted,
@@ -49,6 +50,7 @@ class Wanted:
     host: str                            # "" where a path alone is asked about
     target: str                          # as it stands in the request line
     head: bytes
+    sni: str = ""                        # of the hello: the URL's host, where it has TLS
 
 
 def explain(
@@ -70,7 +72,7 @@ def explain(
     try:
         request = _parsed(wanted, max((each.max_head for each in table.listeners), default=16384))
         explanations = routes.explain_match(
-            request.host, request.path, request.query, request.lower_fields
+            request.host, request.path, request.query, request.lower_fields, wanted.sni
         )
     except ClientError as error:
         lines.append(f"answer: {error.status}, before any route: {error.detail}")
@@ -79,7 +81,8 @@ def explain(
     if winner is None:
         lines.append("answer: 404, since no route matches")
     else:
-        lines += _about_winner(winner, table.upstreams[winner.upstream], routes, request)
+        upstream = table.upstreams[winner.upstream]
+        lines += _about_winner(winner, upstream, routes, request, wanted.sni)
     others = [one for one in explanations if one.outcome is not Outcome.WON]
     if others:
         lines += ["", "other routes:"]
@@ -101,6 +104,7 @@ def read_request(
     host = found[2] or ""
     if "@" in host:
         raise ValueError("the URL has a user, which browsers do not send for a WebSocket")
+    sni = normalise_host(host) if (found[1] or "").lower() in ("wss", "https") else ""
     target = found[3] or found[4] or "/"
     fields: list[tuple[str, str]] = []
     for header in headers:
@@ -123,7 +127,7 @@ def read_request(
     target = target if target.startswith("/") else f"/{target}"
     # Not by `build_request`, which writes sound heads only: an unsound one is what may be asked.
     lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields), "", ""]
-    return Wanted(host, target, "\r\n".join(lines).encode("ascii"))
+    return Wanted(host, target, "\r\n".join(lines).encode("ascii"), sni)
 
 
 def _is_line(text: str) -> bool:
@@ -152,11 +156,11 @@ def _handshake_verdict(request: http1.Request) -> list[str]:
 
 
 def _about_winner(
-    route: Route, upstream: Upstream, routes: RouteTable, request: http1.Request
+    route: Route, upstream: Upstream, routes: RouteTable, request: http1.Request, sni: str
 ) -> list[str]:
-    match = routes.match(request.host, request.path, request.query, request.lower_fields)
+    match = routes.match(request.host, request.path, request.query, request.lower_fields, sni)
     assert match is not None and match.route is route, "explain and match cannot disagree"
-    kind = upstream.builtin or upstream.scheme
+    kind = upstream.kind
     lines = [] if kind == "page" else _handshake_verdict(request)
     lines += [f'route: "{route.name}" ({route.place})', f"path: {route.path}"]
     captures = [f"{name} = {quoted(value)}" for name, value in match.captures.items()]
@@ -232,6 +236,7 @@ def _reason(one: Explanation) -> str:
         Outcome.HEADER: "a header does not match",
         Outcome.QUERY: "the query does not match",
         Outcome.SUBPROTOCOL: "the subprotocol is not offered",
+        Outcome.SNI: "the name in the TLS hello does not match",
         Outcome.OUTRANKED: "it matches, but is less specific",
     }[one.outcome]
     return f"{where}: {one.detail}"

@@ -21,10 +21,10 @@ from gateway.protocol.life import (
     RELAYING,
     RETRY_AFTER,
     TOO_SLOW,
-    Life,
 )
 from gateway.protocol.pass_on import PassOn
-from gateway.routing import rewrite_target
+from gateway.protocol.securing import Securing
+from gateway.routing import DEFAULT_PORTS, rewrite_target
 from gateway.table import EndpointEntry
 
 EARLY_MAX = 64 * 1024          # bytes behind the request that wait for the relay, then held
@@ -33,7 +33,7 @@ NO_ADDRESS = "This service has no address now."
 CLIENT_GONE = 499              # nginx's status for the record: the client went before the answer
 
 
-class Asking(Life):
+class Asking(Securing):
     """A session between its route and its relay."""
 
     __slots__ = ()
@@ -79,10 +79,12 @@ class Asking(Life):
         self._give_up_endpoint(event.fault, f"connect: {event.fault.value}", 502)
 
     def on_connect_lost(self, event: events.Closed) -> None:
-        """So it is for a built-in endpoint, whose link is open before it is said to be."""
+        """Before or in its TLS handshake; a built-in endpoint's link may go before it is said to
+        be there."""
         self.upstream_open = False
         fault = event.fault or Fault.OTHER
-        self._give_up_endpoint(fault, f"connect: {fault.value}", 502)
+        why = f"tls: {event.detail}" if event.detail else f"connect: {fault.value}"
+        self._give_up_endpoint(fault, why, 502)
 
     def on_connect_timed_out(self, event: events.TimedOut) -> None:
         """connect_timeout: as above, and the attempt is given up."""
@@ -109,7 +111,16 @@ class Asking(Life):
         self.connect_next((status, detail))
 
     def on_connected(self, event: Event) -> None:
-        """Ask the upstream; toward `tcp` there is nothing to ask."""
+        """Ask the upstream, behind TLS where it has that; connect_timeout is for both."""
+        assert self.endpoint is not None
+        secure = self.endpoint.entry.secure
+        if secure is not None:
+            self.order(events.Secure(UPSTREAM, secure))
+        else:
+            self.on_upstream_secured(event)
+
+    def on_upstream_secured(self, event: Event) -> None:
+        """All is there to ask the upstream; toward `tcp` there is nothing to ask."""
         request, endpoint = self.request, self.endpoint
         assert request is not None
         assert endpoint is not None
@@ -118,7 +129,7 @@ class Asking(Life):
         endpoint.connected()
         self.order(events.ClearTimer("connect"))
         route, head = request.match.route, request.head
-        if request.upstream.scheme == "tcp":
+        if request.upstream.kind == "tcp":
             chosen = websocket.choose_subprotocol(head, route.subprotocols)
             self._begin_relay(websocket.raw_answer(head, chosen), chosen, deflate=False, rest=b"")
             return
@@ -129,10 +140,11 @@ class Asking(Life):
             head,
             target=target,
             route=route,
-            endpoint_host=_authority(endpoint.entry),
+            endpoint_host=_authority(endpoint.entry, request.upstream.scheme),
             key=request.key,
             peer=self.peer,
             trusted=self.desk.table.gateway.trusted_proxies,
+            secured=self.secured,
         )
         self.order(events.Send(UPSTREAM, asked))
         self.order(events.Read(UPSTREAM))
@@ -222,12 +234,12 @@ class Asking(Life):
         assert request.upstream is not None
         self.order(events.ClearTimer("answer"))
         self.order(events.Send(CLIENT, answer))
-        raw = request.upstream.scheme == "tcp"
+        raw = request.upstream.kind == "tcp"
         rules = self.desk.rules_of(request.match.route, raw=raw, deflate=deflate)
         self.order(events.Relay(rules, bytes(request.early), rest))
         self.enter(RELAYING)
         self.note(status=101, subprotocol=subprotocol)
-        self.request = self.reader = self.accepted = None
+        self.request = self.reader = self.accepted = self.secured = None
 
     # --- Passing a refusal on ----------------------------------------------------------------
 
@@ -314,10 +326,10 @@ class Asking(Life):
         self.abort(detail, Blame.UPSTREAM)
 
 
-def _authority(entry: EndpointEntry) -> str:
+def _authority(entry: EndpointEntry, scheme: str) -> str:
     """The URL's host and port as a Host field has them: without the default port (RFC 9110 7.2).
     A Unix socket has no authority; "localhost" is what its services expect."""
     if not entry.host:
         return "localhost"
     host = f"[{entry.host}]" if ":" in entry.host else entry.host
-    return host if entry.port == 80 else f"{host}:{entry.port}"
+    return host if entry.port == DEFAULT_PORTS[scheme] else f"{host}:{entry.port}"

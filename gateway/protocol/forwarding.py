@@ -8,17 +8,21 @@ Laws of this file:
 - What a client says of its own origin (X-Forwarded-*, Forwarded) is believed only if the socket's
   far end is a trusted proxy; else it is replaced. A trusted proxy is not on a Unix socket: such a
   peer has no address that a network could contain.
+- Who the client has proved to be by a certificate is said by us alone, or by a trusted proxy whose
+  client it was: fields of that kind never pass from a stranger, with TLS or without.
 - Of names that differ in "-" and "_" alone CGI and its heirs make one (RFC 3875 4.1.18), so
   X_Forwarded_For goes where X-Forwarded-For goes.
 - A route's own fields come last, so that they win over the client's.
 """
 
+import base64
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from urllib.parse import quote
 
-from gateway.events import Address
+from gateway.events import Address, PeerCertificate, Secured
 from gateway.protocol.http1 import (
     HOP_BY_HOP,
     Head,
@@ -33,6 +37,11 @@ from gateway.table import Network, Route
 
 FORWARDING_FIELDS = frozenset((
     b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto",
+))
+
+# RFC 9440 2, and two that spare an upstream from taking it apart.
+CERTIFICATE_FIELDS = frozenset((
+    b"client-cert", b"client-cert-chain", b"x-client-cert-subject", b"x-client-cert-names",
 ))
 
 # Never the client's, and not for a route to set. An upgrade has no content, so it has no length
@@ -50,13 +59,13 @@ def upstream_request(
     key: bytes,
     peer: Address,
     trusted: Sequence[Network],
-    secure: bool = False,
+    secured: Secured | None = None,
 ) -> bytes:
     """The head of our handshake with the upstream.
 
     `target` is the request-target in origin form, `endpoint_host` the authority of the
     upstream's URL (for `send_host`), `key` our own; `peer` is the far end of the client's socket,
-    and `secure` whether TLS is on it.
+    and `secured` what its TLS came to, if it has that.
     """
     fields = [
         (b"Host", _host(request, route, endpoint_host)),
@@ -71,11 +80,17 @@ def upstream_request(
     extensions = passed_extensions(request)
     if extensions:
         fields.append((b"Sec-WebSocket-Extensions", extensions))
+    certificate = secured.certificate if secured is not None else None
+    stays = NOT_PASSED
+    if certificate is not None or not _is_trusted(peer.host, trusted):
+        stays = NOT_PASSED | CERTIFICATE_FIELDS
     passed = [
         pair for pair in request.fields
-        if _folded(name := pair[0].lower()) not in NOT_PASSED and name not in request.connection
+        if _folded(name := pair[0].lower()) not in stays and name not in request.connection
     ]
-    passed += forwarding_fields(request, peer, trusted, secure=secure)
+    passed += forwarding_fields(request, peer, trusted, secure=secured is not None)
+    if certificate is not None:
+        passed += certificate_fields(certificate)
     return build_request(b"GET", target.encode("ascii"), [*fields, *_edited(passed, route)])
 
 
@@ -129,6 +144,18 @@ def forwarding_fields(
     return fields if hop else fields[1:]
 
 
+def certificate_fields(certificate: PeerCertificate) -> list[tuple[bytes, bytes]]:
+    """Who the client has proved to be: its certificate as RFC 9440 2.1 has it, the subject as RFC
+    4514 text, and the alternative names as a list of strings (RFC 8941 3.1, 3.3.3)."""
+    names = b", ".join(b'"%b"' % _string(name) for name in certificate.names)
+    fields = [
+        (b"Client-Cert", b":%b:" % base64.b64encode(certificate.der)),
+        (b"X-Client-Cert-Subject", _ESCAPED_TEXT.sub(_hex_pair, certificate.subject.encode())),
+        (b"X-Client-Cert-Names", names),
+    ]
+    return [pair for pair in fields if pair[1]]
+
+
 # --- Inside -----------------------------------------------------------------------------------
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -136,6 +163,7 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # space around "=". Linear: each repeat ends before a byte that is not in it.
 _PAIR = re.compile(rb"[\t ]*(%b)=(?:(%b)|\"((?:[^\"\\]|\\.)*)\")[\t ]*" % (_TOKEN, _TOKEN))
 _SPACE = re.compile(rb"[\t ]*")
+_ESCAPED_TEXT = re.compile(rb"[^ -~]|\A | \Z")
 _ESCAPED = re.compile(rb"\\(.)")
 # RFC 7239 6: an IPv6 address stands in brackets; X-Forwarded-For has it without, too.
 _NODE = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?|([0-9A-Fa-f:.]+)")
@@ -241,6 +269,17 @@ def _hop(host: str) -> tuple[bytes, bytes]:
         return b"", b"unknown"  # RFC 7239 6.2
     text = str(address).encode("ascii")
     return text, _quoted(b"[%b]" % text if address.version == 6 else text)
+
+
+def _hex_pair(found: re.Match[bytes]) -> bytes:
+    """A byte as RFC 4514 2.4 lets it be written; none of a field's own meaning is left in it."""
+    return b"\\%02X" % found[0][0]
+
+
+def _string(text: str) -> bytes:
+    """What stands in a string of RFC 8941, which is ASCII that can be seen: all else, and what
+    would end the string, is percent-encoded."""
+    return quote(text, safe="!#$&'()*+,-./:;<=>?@[]^_`{|}~ ").encode("ascii")
 
 
 def _quoted(value: bytes) -> bytes:

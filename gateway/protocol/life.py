@@ -1,7 +1,7 @@
 """What every part of a session's life rests on: its state, orders, record, answers and ends.
 
-`asking.py` adds the way to an upstream's answer, `session.py` the requests and the table of all
-transitions. Laws of this file:
+`securing.py` adds the client's TLS, `asking.py` the way to an upstream's answer, `session.py` the
+requests and the table of all transitions. Laws of this file:
 
 - Commands are collected by `order` and given back by `take`; nothing else goes out.
 - What was counted (limits) and begun (an endpoint) is given back by `release`, once.
@@ -36,10 +36,11 @@ TOO_SLOW = "write_timeout: the client takes the answer too slowly"
 class State(enum.Enum):
     """Where a session is."""
 
+    SECURING = "secure"        # the client's TLS handshake is under way
     HEAD = "head"              # a request's head is awaited, or not whole
     EXCHANGE = "exchange"      # a plain request was answered; its unwanted content is read
     WAITING = "wait"           # a route is chosen, and handshakes are over their rate
-    CONNECTING = "connect"     # a route is chosen, an endpoint is being connected
+    CONNECTING = "connect"     # a route is chosen, an endpoint is being connected, and secured
     ASKING = "ask"             # the handshake is out, the upstream's answer is awaited
     PASSING = "pass"           # the upstream's refusal is passed on
     RELAYING = "relay"         # silent: the engine moves the stream
@@ -51,6 +52,7 @@ class State(enum.Enum):
 
 
 # Names of their own: up to Python 3.11 `State.HEAD` takes ten times as long (see events.CLIENT).
+SECURING: Final = State.SECURING
 HEAD: Final = State.HEAD
 EXCHANGE: Final = State.EXCHANGE
 WAITING: Final = State.WAITING
@@ -118,13 +120,14 @@ class Life:
         "record",
         "request",
         "rest",
+        "secured",
         "state",
         "upstream_open",
         "write_time",
     )
 
     def __init__(self, *, number: str, accepted: Accepted, listener: Listener, desk: Desk):
-        self.state = HEAD
+        self.state = HEAD if listener.secure is None else SECURING
         self.number = number
         self.accepted: Accepted | None = accepted
         self.listener = listener
@@ -137,6 +140,7 @@ class Life:
         self.reader: http1.RequestReader | None = http1.RequestReader(listener.max_head)
         self.request: RequestInHand | None = None
         self.exchange: Exchange | None = None
+        self.secured: events.Secured | None = None  # the client's TLS; until the relay begins
         self.rest = b""                         # of pipelined requests, which wait their turn
         self.clogged = False                    # the client does not take our answers
         self.finished = False                   # the client has sent its FIN
@@ -179,6 +183,8 @@ class Life:
             client=shown(self.client),
             peer=shown(accepted.client),
             listener=intern(str(self.listener.address)),
+            tls=self.secured.version if self.secured is not None else "",
+            sni=self.secured.server_name if self.secured is not None else "",
             started=started,
         )
 
@@ -348,7 +354,8 @@ class Life:
         """The client's link is gone, whatever the state: nothing more can be said to it."""
         if self.state not in (CLOSING, LINGERING):
             fault = event.fault.value if event.fault else "closed"
-            self.write_record(blame=Blame.CLIENT, detail=f"the client was lost: {fault}")
+            detail = event.detail or f"the client was lost: {fault}"
+            self.write_record(blame=Blame.CLIENT, detail=detail, handshake=event.handshake)
         self.drop_upstream()
         self.exchange = self.request = self.reader = None
         self.state = OVER

@@ -5,8 +5,8 @@ method that handles it and the states that this may lead to. A pair that is not 
 asserted, and so is a state that is not. The drawing in docs/life-of-a-connection.md is made from
 it by tools/draw_states.py.
 
-The states are in `life.py`, with what all of them need; connecting and asking an upstream are in
-`asking.py`; here are requests, routes and the relay's end.
+The states are in `life.py`, with what all of them need; the client's TLS is in `securing.py`,
+connecting and asking an upstream in `asking.py`; here are requests, routes and the relay's end.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,6 +31,7 @@ from gateway.protocol.life import (
     PASSING,
     RELAYING,
     RETRY_AFTER,
+    SECURING,
     TOO_SLOW,
     WAITING,
     WRITE,
@@ -65,13 +66,7 @@ class Session(Asking):
         last word."""
         if self.state is HEAD:
             return bool(self.rest) or (self.reader is not None and not self.reader.is_empty)
-        return self.state not in (LINGERING, CLOSING, OVER)
-
-    def start(self) -> list[Command]:
-        """The first commands."""
-        self.order(events.Read(CLIENT))
-        self.order(events.SetTimer("head", self.now + self.listener.head_timeout))
-        return self.take()
+        return self.state not in (SECURING, LINGERING, CLOSING, OVER)
 
     def handle(self, side: Side, event: Event) -> list[Command]:
         """One event of this session's links; timers come with the client's side."""
@@ -201,6 +196,10 @@ class Session(Asking):
         record.host = intern(head.host)
         record.path, record.query = head.path, head.query
         try:
+            if self.listener.redirect:
+                self.redirect(head)
+                return
+            self.check_direction(head)
             match = self._find_route(request)
             assert request.upstream is not None
             if request.upstream.builtin == "page":
@@ -230,7 +229,8 @@ class Session(Asking):
         head = request.head
         if websocket.is_upgrade(head):
             websocket.check_content(head)
-        match = self.desk.routes.match(head.host, head.path, head.query, head.lower_fields)
+        sni = self.secured.server_name if self.secured is not None else ""
+        match = self.desk.routes.match(head.host, head.path, head.query, head.lower_fields, sni)
         if match is None:
             raise ClientError(404, http1.SENTENCES[404])
         request.match = match
@@ -389,6 +389,9 @@ _C, _U = CLIENT, UPSTREAM
 # Every pair of a state and an event that may be. The timers of a state are told apart by name in
 # its handler.
 TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Way] = {
+    (SECURING, _C, events.Secured): _way(Session.on_client_secured, HEAD),
+    (SECURING, _C, events.TimedOut): _way(Session.on_securing_timed_out, CLOSING),
+
     (HEAD, _C, events.Received): _way(
         Session.on_head_received, HEAD, EXCHANGE, WAITING, CONNECTING, LINGERING
     ),
@@ -416,7 +419,10 @@ TRANSITIONS: Mapping[tuple[State, Side, type[Event]], Way] = {
     (CONNECTING, _C, events.Finished): _way(Session.on_client_left, CLOSING),
     (CONNECTING, _C, events.TimedOut): _way(Session.on_connect_timed_out, CONNECTING, LINGERING),
     (CONNECTING, _C, events.Closed): _way(Session.on_client_left, OVER),
-    (CONNECTING, _U, events.Connected): _way(Session.on_connected, ASKING, RELAYING),
+    (CONNECTING, _U, events.Connected): _way(
+        Session.on_connected, CONNECTING, ASKING, RELAYING
+    ),
+    (CONNECTING, _U, events.Secured): _way(Session.on_upstream_secured, ASKING, RELAYING),
     (CONNECTING, _U, events.ConnectFailed): _way(
         Session.on_connect_failed, CONNECTING, LINGERING
     ),
@@ -464,6 +470,7 @@ ALWAYS: Mapping[tuple[Side, type[Event]], Way] = {
 
 # What changes when the worker drains, and when it cuts. The other states end by themselves soon.
 ON_DRAIN: Mapping[State, Way] = {
+    SECURING: _way(Session.on_drain_in_securing, SECURING),
     HEAD: _way(Session.on_drain_in_head, HEAD),
     WAITING: _way(Session.on_drain_unanswered, LINGERING),
     CONNECTING: _way(Session.on_drain_unanswered, LINGERING),
@@ -471,6 +478,7 @@ ON_DRAIN: Mapping[State, Way] = {
     RELAYING: _way(Session.on_drain_in_relay, RELAYING),
 }
 ON_KILL: Mapping[State, Way] = {
+    SECURING: _way(Session.on_kill_in_securing, CLOSING),
     HEAD: _way(Session.on_kill_in_head, CLOSING),
     EXCHANGE: _way(Session.on_kill_answered, CLOSING),
     WAITING: _way(Session.on_kill_unanswered, CLOSING),

@@ -17,11 +17,26 @@ from gateway import __version__
 from gateway.control import config
 from gateway.control.cli import command
 from gateway.control.config_routes import BECOMES
-from gateway.control.config_schema import GATEWAY, LISTENER, ROUTE, UPSTREAM, Section
+from gateway.control.config_schema import (
+    GATEWAY,
+    LISTENER,
+    LISTENER_TLS,
+    ROUTE,
+    UPSTREAM,
+    UPSTREAM_TLS,
+    Section,
+)
 from gateway.events import Cause
 from gateway.protocol.life import State
 from gateway.protocol.session import TRANSITIONS
-from gateway.table import GatewaySettings, Listener, Route, Upstream
+from gateway.table import (
+    GatewaySettings,
+    Listener,
+    ListenerTls,
+    Route,
+    Upstream,
+    UpstreamTls,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*"))]
@@ -30,6 +45,8 @@ TABLES: dict[str, tuple[Section, type]] = {
     "`[[listener]]`": (LISTENER, Listener),
     "`[[route]]`": (ROUTE, Route),
     "`[upstream.NAME]`": (UPSTREAM, Upstream),
+    "TLS toward clients": (LISTENER_TLS, ListenerTls),
+    "TLS toward upstreams": (UPSTREAM_TLS, UpstreamTls),
 }
 UNIT = {"s": 1, "m": 60, "KiB": 1024, "MiB": 1024**2}
 

@@ -24,8 +24,20 @@ from ipaddress import ip_network
 from typing import Any
 
 from gateway import events
-from gateway.errors import Fault
-from gateway.events import Accepted, AccessRecord, Address, Cause, Command, Event, LegCounts, Side
+from gateway.errors import Fault, Handshake
+from gateway.events import (
+    Accepted,
+    AccessRecord,
+    Address,
+    Cause,
+    Command,
+    Event,
+    KeyPair,
+    LegCounts,
+    Side,
+    TlsClient,
+    TlsServer,
+)
 from gateway.limits import Limits
 from gateway.protocol.desk import Desk
 from gateway.protocol.life import State
@@ -38,6 +50,13 @@ C, U = Side.CLIENT, Side.UPSTREAM
 START = 1000.0                          # of each play; times are chosen to be exact in binary
 PEER = Address(host="192.0.2.7", port=50001)
 LISTENER = Listener(address=Address(host="127.0.0.1", port=8080))
+# With TLS: the certificates, and what an upstream is told.
+SERVER = TlsServer(certificates=(
+    KeyPair(chain=b"a", key=b"", names=("a.test", "*.a.test")),
+    KeyPair(chain=b"b", key=b"", names=("b.test",)),
+))
+SECURED = Listener(address=Address(host="127.0.0.1", port=8443), secure=SERVER)
+OUTWARD = TlsClient(server_name="app.test")
 PAGE = b"<p>a page</p>"
 NUMBER = "play-1"
 MAX_SESSIONS = 5
@@ -208,6 +227,7 @@ class Wire:
     finished: bool = False               # its FIN was delivered
     finishing: bool = False              # ours was ordered
     clogged: bool = False
+    securing: bool = False               # its handshake is under way
     sent: bytes = b""
 
     @property
@@ -259,10 +279,20 @@ class Play:
         self._reads(side, held).finished = True
         return self._event(side, events.Finished(self.now, side))
 
-    def lost(self, side: Side, fault: Fault = Fault.RESET) -> Said:
+    def lost(
+        self, side: Side, fault: Fault = Fault.RESET, detail: str = "",
+        handshake: Handshake | None = None,
+    ) -> Said:
         """The link is gone, and nobody ordered it."""
         assert self.wires[side].is_open and self.relayed is None
-        return self._gone(side, fault)
+        assert self.wires[side].securing or handshake is None
+        return self._gone(side, fault, detail, handshake)
+
+    def secured(self, side: Side, **facts: Any) -> Said:
+        """Its handshake is done."""
+        assert self.wires[side].is_open and self.wires[side].securing
+        self.wires[side].securing = False
+        return self._event(side, events.Secured(self.now, side, **facts))
 
     def clogged(self, side: Side = C) -> Said:
         """Too much is queued for this link."""
@@ -390,15 +420,19 @@ class Play:
     def _reads(self, side: Side, held: bool) -> Wire:
         wire = self.wires[side]
         assert wire.is_open and not wire.finished and self.relayed is None
+        assert not wire.securing
         assert wire.reading is not held, "is it read?"
         return wire
 
-    def _gone(self, side: Side, fault: Fault | None) -> Said:
+    def _gone(
+        self, side: Side, fault: Fault | None, detail: str = "",
+        handshake: Handshake | None = None,
+    ) -> Said:
         self.wires[side].state = "gone"
         if side is C:
             self.timers.clear()
             self.desk.limits.closed()
-        return self._event(side, events.Closed(self.now, side, fault))
+        return self._event(side, events.Closed(self.now, side, fault, detail, handshake))
 
     def _event(self, side: Side, event: Event) -> Said:
         before = self.session.state
@@ -453,8 +487,11 @@ class Play:
                 self.timers.clear()
             return
         assert wire.is_open, f"{command} of a link that is {wire.state}"
-        if isinstance(command, events.Send):
-            assert command.data and not wire.finishing
+        if isinstance(command, events.Secure):
+            assert not wire.sent and not wire.securing
+            wire.securing = True
+        elif isinstance(command, events.Send):
+            assert command.data and not wire.finishing and not wire.securing
             wire.sent += command.data
         elif isinstance(command, events.Read | events.Hold):
             wire.reading = isinstance(command, events.Read)
@@ -493,17 +530,20 @@ class Stage:
         trusted: str = "",
         hash_on: str = "",
         desk: Desk | None = None,
+        outward: TlsClient | None = None,
     ) -> Play:
         """A client that was accepted; its session has said its first commands.
 
         `route` changes the routes `chat` and `raw`; `endpoints` is how many their upstreams have;
         `trusted` is a network of proxies that are believed, `hash_on` what their choice goes by;
-        `desk` is another play's, to share it.
+        `desk` is another play's, to share it; `outward` gives the upstreams TLS.
         """
-        play = Play(desk or make_desk(route or {}, endpoints, trusted, hash_on), listener, peer)
+        desk = desk or make_desk(route or {}, endpoints, trusted, hash_on, outward)
+        play = Play(desk, listener, peer)
         self._plays.append(play)
+        first = () if listener.secure is None else (events.Secure(C, listener.secure),)
         play.starts().says(
-            events.Read(C), events.SetTimer("head", START + listener.head_timeout)
+            *first, events.Read(C), events.SetTimer("head", START + listener.head_timeout)
         )
         return play
 
@@ -521,7 +561,8 @@ class Stage:
 
 
 def make_desk(
-    route: dict[str, Any], endpoints: int, trusted: str = "", hash_on: str = ""
+    route: dict[str, Any], endpoints: int, trusted: str = "", hash_on: str = "",
+    outward: TlsClient | None = None,
 ) -> Desk:
     """Routes to the page (`/`), a `ws` service (`/chat`), a `tcp` one (`/raw`), the echo."""
     origins = (Origin(scheme="https", host="a.test", port=443),)
@@ -534,13 +575,18 @@ def make_desk(
     )
     upstreams = {
         "page": Upstream(name="page", scheme="builtin", builtin="page"),
-        "app": Upstream(name="app", scheme="ws", balance=balance, hash_on=hash_on),
-        "mud": Upstream(name="mud", scheme="tcp", balance="round-robin"),
+        "app": Upstream(
+            name="app", scheme="wss" if outward else "ws", balance=balance, hash_on=hash_on
+        ),
+        "mud": Upstream(name="mud", scheme="tls" if outward else "tcp", balance="round-robin"),
         "echo": Upstream(name="echo", scheme="builtin", builtin="echo"),
     }
     pools = {name: Pool(upstream, random.Random(1)) for name, upstream in upstreams.items()}
     addresses = [endpoint(number + 1) for number in range(endpoints)]
-    found = [(EndpointEntry(url="", host=one.host, port=one.port), one) for one in addresses]
+    found = [
+        (EndpointEntry(url="", host=one.host, port=one.port, secure=outward), one)
+        for one in addresses
+    ]
     pools["app"].set_endpoints(found)
     pools["mud"].set_endpoints(found)
     pools["echo"].set_endpoints([(EndpointEntry(url="builtin:echo"), Address(builtin="echo"))])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.events import Address
+from gateway.events import Address, PeerCertificate, Secured
 from gateway.protocol.forwarding import believed_client, forwarding_fields, upstream_request
 from gateway.protocol.http1 import Request, RequestReader
 from gateway.table import Network, Route
@@ -39,12 +39,13 @@ def ask(*lines: bytes, connection: bytes = b"Upgrade") -> Request:
 
 
 def tell(
-    request: Request, route: Route | None = None, *, peer: Address = PEER, secure: bool = False
+    request: Request, route: Route | None = None, *, peer: Address = PEER,
+    secured: Secured | None = None,
 ) -> bytes:
     """Our handshake."""
     return upstream_request(
         request, target="/up?q", route=route or Route(name="r"), endpoint_host="up.test:9000",
-        key=OURS, peer=peer, trusted=TRUSTED, secure=secure,
+        key=OURS, peer=peer, trusted=TRUSTED, secured=secured,
     )
 
 
@@ -122,9 +123,44 @@ def test_a_route_cannot_set_the_handshake(name: str) -> None:
 
 def test_tls_is_told() -> None:
     """Where the client's side has it."""
-    data = tell(ask(), secure=True)
+    data = tell(ask(), secured=Secured(0.0, 1))
     assert b"X-Forwarded-Proto: https\r\n" in data
     assert data.endswith(b";proto=https\r\n\r\n")
+
+
+CERTIFICATE = PeerCertificate(subject="CN=a", names=("DNS:a.test",), der=b"der")
+OF_A_CLIENT = (b"Client-Cert: :eA==:", b"client_cert-chain: :eA==:", b"X-Client-Cert-Subject: CN=x",
+               b"X-CLIENT-CERT-NAMES: x")
+
+
+@pytest.mark.parametrize("secured", [None, Secured(0.0, 1)])
+def test_who_a_stranger_says_to_have_proved_to_be_does_not_pass(secured: Secured | None) -> None:
+    """With TLS or without; what a trusted proxy says of its client does."""
+    strange, trusted = (
+        tell(ask(*OF_A_CLIENT), peer=peer, secured=secured).lower() for peer in (PEER, PROXY)
+    )
+    assert b"cert" not in strange
+    assert all(line.lower() in trusted for line in OF_A_CLIENT)
+
+
+@pytest.mark.parametrize("peer", [PEER, PROXY])
+def test_a_certificate_that_was_shown_here_is_told(peer: Address) -> None:
+    """In place of all that was said of one."""
+    data = tell(ask(*OF_A_CLIENT), peer=peer, secured=Secured(0.0, 1, certificate=CERTIFICATE))
+    lines = [line for line in data.split(b"\r\n") if b"cert" in line.lower()]
+    assert lines == [b"Client-Cert: :ZGVy:", b"X-Client-Cert-Subject: CN=a",
+                     b'X-Client-Cert-Names: "DNS:a.test"']
+
+
+def test_a_certificate_without_a_subject() -> None:
+    """What is empty is not sent; no byte of a name can be a field's end."""
+    bare = PeerCertificate(subject="", names=(), der=b"\0")
+    data = tell(ask(), secured=Secured(0.0, 1, certificate=bare))
+    assert data.lower().count(b"cert") == 1
+    odd = PeerCertificate(subject=" \r\nX: y\x7f ", names=("URI:\r\n\u2028",), der=b"")
+    data = tell(ask(), secured=Secured(0.0, 1, certificate=odd))
+    assert b"X-Client-Cert-Subject: \\20\\0D\\0AX: y\\7F\\20\r\n" in data
+    assert b'X-Client-Cert-Names: "URI:%0D%0A%E2%80%A8"\r\n' in data
 
 
 # --- Forwarding fields ----------------------------------------------------------------------------

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 
 from gateway import events
-from gateway.errors import Fault
+from gateway.errors import Fault, Handshake
 from gateway.events import Cause, Side
 from gateway.protocol.life import State
 from gateway.protocol.session import ALWAYS, ON_DRAIN, ON_KILL, TRANSITIONS
 from gateway.table import Listener
 from protocol.playbook import (
     LISTENER,
+    OUTWARD,
+    SECURED,
     WENT,
     WENT_ALWAYS,
     C,
@@ -159,7 +161,10 @@ class Chance:
                 "max_sessions_per_client": dice.choice([0, 1]),
                 "handshakes": 4.0,
             },
-            listener=dice.choice([LISTENER, Listener(address=LISTENER.address, max_head=300)]),
+            listener=dice.choice([
+                LISTENER, Listener(address=LISTENER.address, max_head=300), SECURED,
+            ]),
+            outward=dice.choice([None, None, OUTWARD]),
         )
         self.unread: list[bytes] = []
         for _ in range(dice.choice([0, 0, 1, 2, 5])):    # others who came just before
@@ -193,6 +198,11 @@ class Chance:
                 yield from [self.call(play.closed, side)] * 3
             if not wire.is_open:
                 continue
+            if wire.securing:
+                yield from [self.call(play.secured, side)] * 3
+                if dice.random() < 0.2:
+                    yield self.call(play.lost, side, Fault.TLS, "Why.", Handshake.OTHER)
+                continue
             # Held links still give what was read in the turn in which they were held.
             if not wire.finished and (wire.reading or dice.random() < 0.2):
                 yield from [
@@ -207,10 +217,15 @@ class Chance:
             elif wire.sent:
                 yield self.call(play.clogged, side)
         if play.wires[U].state == "connecting":
-            yield from [play.connected] * 3
-            yield self.call(play.connect_failed, dice.choice(FAULTS))
-            if dice.random() < 0.1:
-                yield self.call(play.connect_lost, dice.choice(FAULTS))
+            yield from self.of_connecting()
+
+    def of_connecting(self) -> Iterator[Callable[[], Said]]:
+        """What an upstream's link may come to."""
+        play, dice = self.play, self.dice
+        yield from [play.connected] * 3
+        yield self.call(play.connect_failed, dice.choice(FAULTS))
+        if dice.random() < 0.1:
+            yield self.call(play.connect_lost, dice.choice(FAULTS))
 
     def data(self, side: Side) -> bytes:
         """What a side says now: a few pieces, perhaps cut."""

@@ -1,4 +1,4 @@
-"""Which certificate is for a name: exact before wildcard (one label), else the first of all."""
+"""Which certificate is for a name: exact, then a wildcard for one label, then the first."""
 
 import pytest
 
