@@ -25,7 +25,7 @@ FAST := tests/house tests/words tests/policy tests/protocol tests/control \
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-debug test-asan clean-root ktls autobahn fuzz simulation reloads scale bench bench-prepare check lint types format lock wheel clean ready ready-to-test
+.PHONY: help demo demo-tls test test-fast test-debug test-asan clean-root ktls autobahn fuzz simulation reloads scale bench bench-prepare check lint types format lock wheel clean ready ready-to-test
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z -]*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
@@ -37,6 +37,14 @@ demo: ready      ## run the gateway on routes/demo.toml, http://127.0.0.1:8080
 	$(PY) -m gateway --routes routes/demo.toml & gateway=$$!; \
 	wait $$gateway; code=$$?; if [ $$code -gt 128 ]; then wait $$gateway; code=$$?; fi; \
 	if [ $$code -ne 4 ]; then exit $$code; fi  # 4: the browser was connected at Ctrl and C
+
+demo-tls: ready  ## the same by https, with certificates of its own, https://localhost:8443
+	@test -f certs/server.crt || $(PY) -m gateway certs
+	@echo "Open https://localhost:8443/ in a browser that trusts certs/ca.crt (certs/README.md)."
+	@trap : INT; trap 'kill $$gateway' TERM; \
+	$(PY) -m gateway --routes routes/demo-tls.toml & gateway=$$!; \
+	wait $$gateway; code=$$?; if [ $$code -gt 128 ]; then wait $$gateway; code=$$?; fi; \
+	if [ $$code -ne 4 ]; then exit $$code; fi  # as above
 
 test: check      ## ruff, mypy, and all tests but those with a target of their own
 	$(PY) -m pytest -n 2 --dist loadfile --ignore=tests/house/test_clean_root.py $(ARGS)

@@ -98,13 +98,17 @@ class Limits:
         self._clients: dict[tuple[str, bytes], int] = {}
         self._told: set[tuple[str, bytes]] = set()   # clients that the others know of
 
-    def opened(self) -> bool:
+    def opened(self, *, costly: bool = False) -> bool:
         """A client was accepted; False if it is one too many, and must be cut (no `closed`).
 
         The limit on sessions is kept by `enter`, which lets the client be told. This one only
-        keeps strangers who never send a head from eating the descriptors of those who did.
+        keeps strangers who never send a head from eating the descriptors of those who did. A
+        client that is `costly` must be served a TLS handshake first, and it would be for nothing
+        where no session can begin.
         """
-        if self.connections >= self.max_sessions + SPARE_CONNECTIONS:
+        if self.connections >= self.max_sessions + SPARE_CONNECTIONS or (
+            costly and self.sessions >= self.max_sessions
+        ):
             return False
         self.connections += 1
         self._elsewhere.connections_are(self.connections)

@@ -13,8 +13,7 @@ Laws of this file:
 """
 
 import functools
-import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 from gateway.control.tickets import Tickets
+from gateway.engine.tls import check
 from gateway.errors import TableError, TableErrors
 from gateway.events import KeyPair, TlsClient, TlsServer
 from gateway.table import CertificateFiles, EndpointEntry, Listener, Table, Upstream
@@ -63,13 +63,6 @@ def with_tickets(table: Table, tickets: Tickets) -> Table:
         one if one.secure is None else replace(one, secure=_ticketed(one, one.secure, tickets))
         for one in table.listeners
     ))
-
-
-def files_of(table: Table) -> tuple[Path, ...]:
-    """Every file that the table's TLS names, once each."""
-    names = [name for one in table.listeners for name in _of_listener(one)]
-    names += [name for one in table.upstreams.values() for name in _of_upstream(one)]
-    return tuple(Path(name) for name in dict.fromkeys(names))
 
 
 def expiries(table: Table) -> list[Expiry]:
@@ -199,6 +192,7 @@ def _upstream(upstream: Upstream, reading: _Reading) -> Upstream:
             ca=authorities,
             chain=own.chain if own is not None else b"",
             key=own.key if own is not None else b"",
+            alpn=("http/1.1",) if upstream.kind == "ws" else (),
         ))
 
     return replace(upstream, entries=tuple(secure(entry) for entry in upstream.entries))
@@ -210,21 +204,24 @@ def read_pair(files: CertificateFiles, place: str) -> KeyPair:
     key = _read(files.key, f"{place}, key")
     certificates = _certificates(chain, files.chain, f"{place}, chain")
     _check_key(certificates, key, files, place)
+    pair = KeyPair(chain=chain, key=key, names=names_of(certificates[0]))
     try:
-        # OpenSSL's own word: it refuses keys that are too short, and digests that are too weak.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            files.chain, files.key, password=lambda: b""
-        )
-    except (OSError, ValueError) as error:
-        raise TableError(f"{place}, chain", f"{files.chain}, which OpenSSL refuses ({error})",
+        check(TlsServer(certificates=(pair,)))
+    except ValueError as error:          # keys that are too short, digests that are too weak
+        raise TableError(f"{place}, chain", f"{files.chain}, which OpenSSL refuses: {error}",
                          "a certificate that it takes", "have a new one made") from error
-    return KeyPair(chain=chain, key=key, names=names_of(certificates[0]))
+    return pair
 
 
 def read_authorities(file: str, place: str) -> bytes:
     """The certificates of one or more CAs. Raises TableError."""
     data = _read(file, place)
     _certificates(data, file, place)
+    try:
+        check(TlsClient(server_name="any.invalid", ca=data))
+    except ValueError as error:
+        raise TableError(place, f"{file}, which OpenSSL refuses: {error}",
+                         "certificates of CAs", _AGAIN) from error
     return data
 
 
@@ -289,18 +286,3 @@ def _public(certificate: x509.Certificate) -> bytes:
         return certificate.public_key().public_bytes(*_SPKI)
     except (ValueError, UnsupportedAlgorithm):
         return b""
-
-
-def _of_listener(listener: Listener) -> Iterator[str]:
-    if listener.tls is not None:
-        for files in listener.tls.certificates:
-            yield from (files.chain, files.key)
-        if listener.tls.client_ca:
-            yield listener.tls.client_ca
-
-
-def _of_upstream(upstream: Upstream) -> Iterator[str]:
-    if upstream.tls is not None:
-        own = upstream.tls.certificate
-        yield from (name for name in (upstream.tls.ca, *((own.chain, own.key) if own else ()))
-                    if name)

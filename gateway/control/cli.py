@@ -4,6 +4,7 @@
     gateway check PATH          is the table right, and what does it come to
     gateway explain PATH URL    which route takes this request, and why not the others
     gateway doctor              what this machine gives the gateway, and what is missing
+    gateway certs [NAME]...     a CA and certificates for development
 
     gateway status | sessions | close | drain | reload      of a gateway that runs: commands.py
 
@@ -28,6 +29,7 @@ from typing import Any, NoReturn
 import click
 
 from gateway import __version__
+from gateway.control.certs_command import certs
 from gateway.control.commands import COMMANDS
 from gateway.errors import GatewayError
 
@@ -171,7 +173,7 @@ def doctor(context: click.Context, routes: Path | None) -> None:
     context.exit(0 if has_all else 1)
 
 
-for each in COMMANDS:
+for each in (certs, *COMMANDS):
     command.add_command(each)
 
 

@@ -8,6 +8,7 @@ together in `config_routes.py`, and the way back to text in `config_render.py`.
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -332,16 +333,17 @@ def table_files(path: Path) -> list[Path]:
                   and not one.name.startswith(".") and not one.is_dir())
 
 
-def digest(path: Path) -> bytes:
-    """What stands for the content of a table's files: their names, and what is in them. What
-    cannot be read counts as it is, so that a table which comes back is a change."""
+def digest(path: Path, others: Iterable[Path] = ()) -> bytes:
+    """What stands for the content of a table's files, and of others that belong to it: their
+    names, and what is in them. What cannot be read counts as it is, so that a table which comes
+    back is a change."""
     found = hashlib.blake2b(digest_size=16)
     try:
         files = table_files(path)
     except OSError as error:
         files = []
         found.update(f"{error.errno}".encode())
-    for file in files:
+    for file in (*files, *others):
         found.update(os.fsencode(file) + b"\0")
         try:
             content = file.read_bytes()

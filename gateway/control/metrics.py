@@ -37,6 +37,7 @@ class Facts:
     restarts: int = 0
     reloads: dict[str, int] = field(default_factory=dict)    # by outcome
     reloaded: float = 0.0                # when the table that runs was taken, seconds since 1970
+    expiries: tuple[tuple[str, str, float], ...] = ()  # place, file, until when, likewise
 
 
 def exposition(facts: Facts, board: Board, accept: str) -> tuple[bytes, str]:
@@ -88,6 +89,14 @@ def _of_supervisor(facts: Facts, board: Board) -> Iterator[Metric]:
     for outcome, count in facts.reloads.items():
         reloads.add_metric([outcome], count)
     yield reloads
+    until = GaugeMetricFamily(
+        "gateway_certificate_expires_timestamp_seconds",
+        "Until when a certificate is good that is shown to clients, or to an upstream.",
+        labels=["place", "file"],
+    )
+    for place, file, seconds in facts.expiries:
+        until.add_metric([place, file], seconds)
+    yield until
     yield _gauge("table_loaded_timestamp_seconds", "When the table that runs was taken.",
                  facts.reloaded)
 
@@ -134,6 +143,7 @@ def _of_workers(board: Board) -> Iterator[Metric]:
         "gateway_loop_lag_seconds", "How late loops were at their beats, one a second.",
         count_value=totals["beats"], sum_value=totals["lag_sum_us"] / 1e6,
     )
+    yield from _of_tls(board, totals)
     yield from _of_routes(board.routes())
     endpoints = GaugeMetricFamily(
         "gateway_endpoint_sessions", "Sessions that are connected or connecting to an endpoint.",
@@ -143,6 +153,20 @@ def _of_workers(board: Board) -> Iterator[Metric]:
         upstream, _, address = name.partition(" ")
         endpoints.add_metric([upstream, address], count)
     yield endpoints
+
+
+def _of_tls(board: Board, totals: dict[str, int]) -> Iterator[Metric]:
+    yield _labelled(
+        "tls_handshakes", "TLS handshakes with clients that succeeded.", "kind",
+        {"full": totals["tls_full"], "resumed": totals["tls_resumed"]},
+    )
+    failed = CounterMetricFamily(
+        "gateway_tls_handshakes_failed", "TLS handshakes that came to nothing.",
+        labels=["side", "reason"],
+    )
+    for labels, count in board.handshakes().items():
+        failed.add_metric(labels, count)
+    yield failed
 
 
 def _of_routes(routes: dict[str, RouteCounts]) -> Iterator[Metric]:

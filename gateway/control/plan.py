@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
+from gateway.control.vault import alike
 from gateway.table import GatewaySettings, Listener, Route, Table
 
 FIXED = ("engine", "ring", "admin", "control")   # keys of [gateway] that a running program keeps
@@ -147,6 +148,21 @@ def _changed_settings(old: Table, new: Table) -> Iterable[str]:
     for name, upstream in new.upstreams.items():
         if name in old.upstreams and old.upstreams[name].resolve != upstream.resolve:
             yield f"resolve of [upstream.{name}]"
+    yield from _changed_files(old, new)
+
+
+def _changed_files(old: Table, new: Table) -> Iterable[str]:
+    """What TLS files hold is no key, but it counts for who comes from now on."""
+    before = keyed_listeners(old.listeners)
+    for key, listener in keyed_listeners(new.listeners).items():
+        if key in before and not alike(before[key].secure, listener.secure):
+            yield f"certificates of [[listener]] {listener.address}"
+    for name, upstream in new.upstreams.items():
+        if name in old.upstreams and not all(
+            alike(one.secure, other.secure)
+            for one, other in zip(old.upstreams[name].entries, upstream.entries, strict=False)
+        ):
+            yield f"certificates of [upstream.{name}]"
 
 
 def _refusals(old: GatewaySettings, new: GatewaySettings) -> Iterable[str]:

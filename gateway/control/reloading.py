@@ -33,6 +33,7 @@ from gateway.control.report import Report
 from gateway.control.resolver import Failure, Found, resolve
 from gateway.control.systemd import Notifier
 from gateway.control.terms import Terms
+from gateway.control.vault import Vault, files_of
 from gateway.errors import GatewayError, ListenError
 from gateway.events import Address
 from gateway.table import EndpointEntry, Listener, Table
@@ -81,8 +82,10 @@ class Workers(Protocol):
 class Reloader:
     """Reloads the table at `path`. `start` once the loop runs."""
 
-    def __init__(self, path: Path, workers: Workers, seen: bytes) -> None:
-        """`seen` is the digest of the files that the table which runs was read from."""
+    def __init__(self, path: Path, workers: Workers, seen: bytes, vault: Vault) -> None:
+        """`seen` is the digest of the files that the table which runs was read from, with those
+        that its TLS names; `vault` is what they were read by."""
+        self._vault = vault
         self.outcome = Outcome()
         self._path = path
         self._workers = workers
@@ -103,14 +106,16 @@ class Reloader:
     async def reload_changed(self, cause: str) -> None:
         """The same where the files are others than at the last attempt, and quietly."""
         async with self._lock:
-            if await aside(lambda: config.digest(self._path)) != self._seen:
+            if await aside(self._digest) != self._seen:
                 with contextlib.suppress(GatewayError):
                     await self._reload_now(cause)
 
     async def plan(self) -> tuple[Plan, list[str]]:
         """What a reload would change. Raises `TableErrors`."""
+        before = self._workers.terms.table
         table, warnings = await aside(lambda: config.check(self._path))
-        return plan.compare(self._workers.terms.table, table), warnings
+        table, kept = await aside(lambda: self._vault.fill(table, before))
+        return plan.compare(before, table), warnings + kept
 
     async def refresh(self, names: Iterable[str]) -> list[Failure]:
         """Look up the names of these upstreams again, and give the workers what is new."""
@@ -130,6 +135,15 @@ class Reloader:
                 self._workers.taken(replace(terms, endpoints=endpoints, version=terms.version + 1))
                 await self._everywhere()
         return found.failures
+
+    async def renew(self) -> None:
+        """Give the workers new keys for tickets."""
+        async with self._lock:
+            terms = self._workers.terms
+            table = self._vault.renew(terms.table)
+            if table is not None:
+                self._workers.taken(replace(terms, table=table, version=terms.version + 1))
+                await self._everywhere()
 
     async def catch_up(self, worker: WorkerHandle) -> None:
         """A worker serves that began with terms which hold no longer."""
@@ -170,8 +184,8 @@ class Reloader:
     async def _take_table(self) -> tuple[Plan, list[str]]:
         self._check_ready()
         before = self._workers.terms
-        self._seen = await aside(lambda: config.digest(self._path))
-        table, warnings = await aside(lambda: config.check(self._path))
+        self._seen = await aside(self._digest)
+        table, warnings = await aside(lambda: self._read(before.table))
         found = plan.compare(before.table, table)
         if found.refusals:
             raise ReloadFailed("\n".join(found.refusals))
@@ -191,6 +205,15 @@ class Reloader:
         await asyncio.gather(*(self._commit(worker) for worker in prepared))
         await self._everywhere()
         return found, warnings
+
+    def _read(self, before: Table) -> tuple[Table, list[str]]:
+        """The table that the files are now, filled. In a thread."""
+        table, warnings, self._seen = read_table(self._path)
+        table, kept = self._vault.fill(table, before)
+        return table, warnings + kept
+
+    def _digest(self) -> bytes:
+        return config.digest(self._path, files_of(self._workers.terms.table))
 
     def _bind(self, before: Terms, table: Table) -> tuple[dict[int, Bound], dict[int, Bound]]:
         """The sockets of the new table in its order, and those of them that are new."""
@@ -295,6 +318,17 @@ class Reloader:
         )
         self._workers.report.flush()
         worker.kill()
+
+
+def read_table(path: Path) -> tuple[Table, list[str], bytes]:
+    """The table at `path`, its warnings, and the digest of its files and those that its TLS names,
+    as of before these are read. Raises TableErrors."""
+    before = config.digest(path)
+    table, warnings = config.check(path)
+    seen = config.digest(path, files_of(table))
+    if config.digest(path) != before:
+        seen = b""                       # a change came between: that is to be seen again
+    return table, warnings, seen
 
 
 def sentence_of(failure: Failure) -> str:

@@ -29,15 +29,15 @@ Text is `time kind key=value ...`, without what is empty or counts nothing. JSON
 line, ASCII:
 
 - `"type": "access"`, one for each session or plain exchange; every key is always there:
-  `time` (RFC 3339, UTC, of the end), `session`, `client`, `peer`, `listener`, `method`, `host`,
-  `path`, `query` (only with `log_query`), `route`, `endpoint`, `phase`, `status` (or null),
-  `cause`, `blame` (client, upstream, gateway, operator or null), `detail`, `cut` (client,
-  upstream, both, or empty: who was reset while bytes or a farewell waited for it), `subprotocol`,
-  `duration_ms`, `phases_ms` (an object: phase to milliseconds), `carried` (copy, splice, both, or
-  empty where there was no relay), `from_client` and `from_upstream`: objects of `bytes_in`,
-  `bytes_out`, `frames`, `messages`, `payload`, `carried` (what came from this side), `copied`,
-  `spliced`, `not_spliced` (why nothing was), `close_received`, `close_sent`, `pings_sent`,
-  `round_trip_ms`, as `events.LegCounts` explains them.
+  `time` (RFC 3339, UTC, of the end), `session`, `client`, `peer`, `listener`, `tls` (the version,
+  or empty), `sni`, `method`, `host`, `path`, `query` (only with `log_query`), `route`, `endpoint`,
+  `phase`, `status` (or null), `cause`, `blame` (client, upstream, gateway, operator or null),
+  `detail`, `cut` (client, upstream, both, or empty: who was reset while bytes or a farewell waited
+  for it), `subprotocol`, `duration_ms`, `phases_ms` (an object: phase to milliseconds), `carried`
+  (copy, splice, both, or empty where there was no relay), `from_client` and `from_upstream`:
+  objects of `bytes_in`, `bytes_out`, `frames`, `messages`, `payload`, `carried` (what came from
+  this side), `copied`, `spliced`, `not_spliced` (why nothing was), `close_received`, `close_sent`,
+  `pings_sent`, `round_trip_ms`, as `events.LegCounts` explains them.
 - `"type": "log"`: `time`, `level` (info, warning, error), `message`, and what the message needs.
 - `"type": "dropped"`: `time`, `lines`: so many lines are missing here.
 """
@@ -323,6 +323,8 @@ def access_fields(record: AccessRecord, *, log_query: bool) -> dict[str, Value]:
         "client": record.client,
         "peer": record.peer,
         "listener": record.listener,
+        "tls": record.tls,
+        "sni": record.sni,
         "method": record.method,
         "host": record.host,
         "path": record.path,

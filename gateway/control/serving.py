@@ -17,10 +17,11 @@ from pathlib import Path
 
 import uvloop
 
-from gateway.control import config, control_socket
+from gateway.control import control_socket
 from gateway.control.choice import choose
 from gateway.control.cpus import workers_auto
-from gateway.control.reloading import sentence_of
+from gateway.control.parts import OPENSSL
+from gateway.control.reloading import read_table, sentence_of
 from gateway.control.report import Report
 from gateway.control.resolver import resolve
 from gateway.control.shared import Board, SharedMemory
@@ -29,6 +30,7 @@ from gateway.control.spawning import Spawned, spawn
 from gateway.control.steering import ADMIN, CONTROL, Steering
 from gateway.control.supervisor import Setting, Supervisor
 from gateway.control.terms import Terms
+from gateway.control.vault import Vault
 from gateway.errors import StartFailed
 from gateway.table import Listener
 
@@ -43,8 +45,9 @@ def serve(path: Path) -> int:
 
     Raises `TableErrors`, `EngineRefused`, `ListenError` or `StartFailed` before anything is served.
     """
-    seen = config.digest(path)
-    table, warnings = config.check(path)
+    table, warnings, seen = read_table(path)
+    vault = Vault(tickets=not OPENSSL.why_missing())
+    table, _ = vault.fill(table)
     descriptors = raise_descriptor_limit()     # before an engine, which goes by it
     choice = choose(table.gateway.engine, table.gateway.ring)
     report = Report(style=table.gateway.log, log_query=table.gateway.log_query)
@@ -75,7 +78,7 @@ def serve(path: Path) -> int:
         supervisor = Supervisor(terms, setting, Board(memory), sockets, report)
         at_end.callback(lambda: sockets.close(supervisor.terms.bound.values()))
         supervisor.attendant = Steering(
-            supervisor, path, seen, resolution.failures, control, admin
+            supervisor, path, seen, vault, resolution.failures, control, admin
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(supervisor.run(spawned))

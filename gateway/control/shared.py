@@ -24,12 +24,14 @@ Never called per byte, nor per message: a handful of stores when a session comes
 import enum
 import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from gateway.balance import Load
-from gateway.events import AccessRecord, Cause, LegCounts
+from gateway.control.slot_book import SlotBook
+from gateway.errors import Handshake
+from gateway.events import CLIENT, AccessRecord, Cause, LegCounts, Side
 
 WORKERS_MAX = 256             # regions; more than one for each CPU that a machine has today
 ROUTES_MAX = 2048             # with cells of their own
@@ -37,13 +39,14 @@ ENDPOINTS_MAX = 4096
 BUCKETS = 4096                # of clients; 8 in each, so 32,768 where chance spreads them well
 BUCKET_SIZE = 8
 
-VERSION = 1                   # of all that is laid out below
+VERSION = 2                   # of all that is laid out below
 _VERSION_AT, _WORKERS_AT = 0, 1          # cells of the header
 _PAGE = mmap.PAGESIZE // 8    # cells
 _HEADER = _PAGE               # regions begin with a page, so that no two writers share one
 
 _ROUTE_CELLS = 32
 _STATUS_AT = 64               # behind the cells of `Cell`
+_HANDSHAKES_AT = 96           # behind those; TLS that failed, of each side and by reason
 _WORKER_CELLS = 128
 _ROUTES_AT = _WORKER_CELLS
 _ENDPOINTS_AT = _ROUTES_AT + ROUTES_MAX * _ROUTE_CELLS
@@ -82,6 +85,8 @@ class Cell(enum.IntEnum):
     ROUND_TRIP_CLIENT_US = 24
     ROUND_TRIPS_UPSTREAM = 25
     ROUND_TRIP_UPSTREAM_US = 26
+    TLS_FULL = 27             # handshakes with clients
+    TLS_RESUMED = 28          # by a ticket
 
 
 # Plain numbers, since an enum's member is slow to reach and to add.
@@ -107,7 +112,13 @@ STATUSES = (
 )
 STATUS_LABELS = (*map(str, STATUSES), "2xx", "3xx", "4xx", "5xx", "none")
 _STATUS_CELLS = {label: _STATUS_AT + place for place, label in enumerate(STATUS_LABELS)}
-assert _STATUS_AT + len(STATUS_LABELS) <= _WORKER_CELLS
+assert _STATUS_AT + len(STATUS_LABELS) <= _HANDSHAKES_AT
+
+_HANDSHAKE_CELLS = {
+    key: _HANDSHAKES_AT + place
+    for place, key in enumerate((side, why) for side in Side for why in Handshake)
+}
+assert _HANDSHAKES_AT + len(_HANDSHAKE_CELLS) <= _WORKER_CELLS
 
 # Cells of a route.
 _OPEN, _BEGUN, _REFUSED, _CAUSES_AT = 0, 1, 2, 8
@@ -251,6 +262,8 @@ class Counters:
     def record(self, record: AccessRecord, counted: Moved = NOTHING_MOVED) -> None:
         """A record is written: what it says is counted, but its 101, and what is `counted`."""
         slot = self._routes.get(record.route)
+        if record.handshake is not None:
+            self.handshake_failed(CLIENT, record.handshake)
         if record.status != 101:
             self._cells[self._base + _status_cell(record.status)] += 1
             if slot is not None:
@@ -268,6 +281,10 @@ class Counters:
         if down.round_trip is not None:
             self.add(Cell.ROUND_TRIPS_UPSTREAM)
             self.add(Cell.ROUND_TRIP_UPSTREAM_US, round(down.round_trip * 1_000_000))
+
+    def handshake_failed(self, side: Side, why: Handshake) -> None:
+        """TLS with this side came to nothing."""
+        self._cells[self._base + _HANDSHAKE_CELLS[side, why]] += 1
 
     # --- For the limits ---
 
@@ -427,8 +444,8 @@ class Board:
     def __init__(self, memory: SharedMemory):
         self.memory = memory
         self._cells = memory.cells
-        self._routes = _SlotBook(ROUTES_MAX)
-        self._endpoints = _SlotBook(ENDPOINTS_MAX)
+        self._routes = SlotBook(ROUTES_MAX)
+        self._endpoints = SlotBook(ENDPOINTS_MAX)
         self._before: dict[int, list[int]] = {}  # a route's slot to what its last owner counted
 
     # --- Slots ---
@@ -505,6 +522,13 @@ class Board:
         """Answers by status, or by class where a status has no cell of its own."""
         return {label: self._sum(cell) for label, cell in _STATUS_CELLS.items()}
 
+    def handshakes(self) -> dict[tuple[str, str], int]:
+        """TLS that came to nothing, by side and reason."""
+        return {
+            (side.name.lower(), why.value): self._sum(cell)
+            for (side, why), cell in _HANDSHAKE_CELLS.items()
+        }
+
     def routes(self) -> dict[str, RouteCounts]:
         """Every route that has cells; also one that went while sessions are open on it."""
         counts = {}
@@ -538,61 +562,3 @@ class Board:
             for place, value in enumerate(self._cells[at : at + _ROUTE_CELLS].tolist()):
                 sums[place] += value
         return sums
-
-
-class _SlotBook:
-    """Who has which slot. A name keeps its slot over reloads; one that went leaves it to others
-    only when nobody is on it."""
-
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._slots: dict[str, int] = {}
-        self._leaving: set[str] = set()
-        self._free: list[int] = []
-        self._next = 0
-        self.fresh: list[int] = []               # given to a new name by the last `assign`
-        self.left_out: list[str] = []            # names that got none by the last `assign`
-
-    def assign(self, names: Iterable[str]) -> dict[str, int]:
-        """Slots for these names, as far as there are any."""
-        self.fresh = []
-        given: dict[str, int] = {}
-        wanted = list(dict.fromkeys(names))
-        for name in wanted:
-            slot = self._slots.get(name)
-            if slot is None:
-                slot = self._take()
-                if slot is None:
-                    continue
-                self._slots[name] = slot
-                self.fresh.append(slot)
-            given[name] = slot
-        self.left_out = [name for name in wanted if name not in given]
-        return given
-
-    def _take(self) -> int | None:
-        if self._free:
-            return self._free.pop()
-        if self._next == self._limit:
-            return None
-        self._next += 1
-        return self._next - 1
-
-    def keep(self, names: Mapping[str, int]) -> None:
-        """Only these are in the table now."""
-        self._leaving = set(self._slots) - set(names)
-
-    def release(self, wanted: Iterable[str], is_empty: Callable[[int], bool]) -> None:
-        """Free the slots of names that went and are not wanted again, where they are empty."""
-        for name in sorted(self._leaving.difference(wanted)):
-            if is_empty(self._slots[name]):
-                self._free.append(self._slots.pop(name))
-                self._leaving.remove(name)
-
-    def named(self) -> list[tuple[str, int]]:
-        """Every name and its slot."""
-        return list(self._slots.items())
-
-    def in_use(self) -> list[int]:
-        """The slots that have a name."""
-        return list(self._slots.values())

@@ -26,10 +26,12 @@ from gateway.control.listening import Bound
 from gateway.control.names import Names
 from gateway.control.plan import Plan
 from gateway.control.reloading import Reloader
+from gateway.control.renewing import Renewing
 from gateway.control.report import Value
 from gateway.control.resolver import Failure
 from gateway.control.sockets import Handed
 from gateway.control.supervisor import Supervisor
+from gateway.control.vault import Vault, expiries, files_of
 from gateway.errors import GatewayError, TableError
 
 CONTROL, ADMIN = "control", "admin"      # roles of sockets
@@ -39,10 +41,12 @@ class Steering:
     """The supervisor's attendant. `control` and `admin` are listening sockets, where there are."""
 
     def __init__(
-        self, supervisor: Supervisor, path: Path, seen: bytes, failures: list[Failure],
-        control: Bound | None, admin: Bound | None,
+        self, supervisor: Supervisor, path: Path, seen: bytes, vault: Vault,
+        failures: list[Failure], control: Bound | None, admin: Bound | None,
     ) -> None:
-        """`seen` is the digest of the table's files, `failures` the names without an address."""
+        """`seen` is the digest of the table's files, `vault` has its secrets, `failures` are the
+        names without an address."""
+        self._vault = vault
         self._supervisor = supervisor
         self._path = path
         self._seen = seen
@@ -64,7 +68,7 @@ class Steering:
     async def start(self) -> None:
         """Take orders from here on, also while the workers are not there yet."""
         supervisor = self._supervisor
-        self._reloader = Reloader(self._path, supervisor, self._seen)
+        self._reloader = Reloader(self._path, supervisor, self._seen, self._vault)
         control, admin = self._bound[CONTROL], self._bound[ADMIN]
         if admin is not None:
             from gateway.control.admin import Admin  # noqa: PLC0415 - see the module's docstring
@@ -94,8 +98,12 @@ class Steering:
         names = Names(self._reloader, self._supervisor)
         names.failed(self._failures)
         self._begin(names.run())
-        watch = Watch(self._path, self._seen, self._changed, self._unwatched)
+        watch = Watch(
+            self._path, self._seen, self._changed, self._unwatched,
+            lambda: files_of(self._supervisor.terms.table),
+        )
         watch.start()
+        self._begin(Renewing(self._reloader.renew, self._supervisor).run())
         self._at_end.callback(watch.stop)
 
     def behind(self, worker: WorkerHandle) -> None:
@@ -274,6 +282,9 @@ class Steering:
             restarts=sum(supervisor.restarts.values()),
             reloads={"done": outcome.done, "failed": outcome.failed},
             reloaded=outcome.at,
+            expiries=tuple(
+                (one.place, one.file, one.until) for one in expiries(supervisor.terms.table)
+            ),
         )
         return exposition(facts, supervisor.board, accept)
 

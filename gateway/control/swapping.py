@@ -22,6 +22,7 @@ from gateway.control.orders import Order
 from gateway.control.plan import compare
 from gateway.control.report import Report
 from gateway.control.shared import Counters, Slots
+from gateway.control.vault import reused
 from gateway.protocol.desk import Desk
 from gateway.routing import RouteTable
 from gateway.table import Listener, Table, Upstream
@@ -89,7 +90,7 @@ class Swapping:
             sockets = channel.receive_sockets(self._lane)
         except OSError as error:
             return {"is": "refused", "error": error.strerror or str(error)}
-        table = channel.unpack_table(message["table"])
+        table = reused(channel.unpack_table(message["table"]), self._desk.table)
         listeners = listeners_of(table, message)
         wanted = set(listeners) - set(self._host.listening)
         _close({number: each for number, each in sockets.items() if number not in wanted})

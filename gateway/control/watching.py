@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import watchfiles
@@ -34,10 +34,10 @@ LINKS_MAX = 40                # as the kernel has it, path_resolution(7)
 LOOK_MS = 5000
 
 
-def watched_folders(path: Path) -> list[Path]:
-    """Every folder in which something stands that leads to the table's files."""
+def watched_folders(path: Path, others: Iterable[Path] = ()) -> list[Path]:
+    """Every folder in which something stands that leads to the table's files, or to others."""
     folders: dict[Path, None] = {}
-    for start in (path, *_files_or_none(path)):
+    for start in (path, *_files_or_none(path), *others):
         step = Path(os.path.normpath(start.absolute()))
         for _ in range(LINKS_MAX):
             link = _first_link(step)
@@ -67,13 +67,16 @@ class Watch:
     """Calls `changed` in the loop each time the table's files are other than they were.
 
     `known` is the digest that counts as seen. `failed` is called once with a sentence where the
-    files cannot be watched. `start`, then `stop`.
+    files cannot be watched. `others` are files that belong to the table: in its thread. `start`,
+    then `stop`.
     """
 
     def __init__(
-        self, path: Path, known: bytes, changed: Callable[[], None], failed: Callable[[str], None]
+        self, path: Path, known: bytes, changed: Callable[[], None], failed: Callable[[str], None],
+        others: Callable[[], Collection[Path]] = tuple,
     ) -> None:
         self._path = path
+        self._others = others
         self._known = known
         self._changed = changed
         self._failed = failed
@@ -100,7 +103,7 @@ class Watch:
 
     def _watch_once(self) -> None:
         """Until something happens there: afterwards the folders may be others."""
-        folders = watched_folders(self._path)
+        folders = watched_folders(self._path, self._others())
         if not folders:
             self._look()
             self._stopped.wait(LOOK_MS / 1000)
@@ -112,12 +115,12 @@ class Watch:
         )
         with contextlib.closing(watching):
             for _ in watching:
-                if self._look() or folders != watched_folders(self._path):
+                if self._look() or folders != watched_folders(self._path, self._others()):
                     return
 
     def _look(self) -> bool:
         """True, and told, if the files are other than they were."""
-        found = digest(self._path)
+        found = digest(self._path, self._others())
         if found == self._known:
             return False
         self._known = found

@@ -62,6 +62,18 @@ _FLUSH = "flush"
 _SAID = "said"
 
 
+# Commands that are one verb for the link of a side.
+_VERBS: dict[type[Command], Callable[[Engine, Link, Any], None]] = {
+    events.Read: lambda engine, link, _: engine.read(link),
+    events.Hold: lambda engine, link, _: engine.hold(link),
+    events.Send: lambda engine, link, command: engine.send(link, command.data),
+    events.Secure: lambda engine, link, command: engine.secure(
+        link, command.settings, command.received
+    ),
+    events.Finish: lambda engine, link, _: engine.finish(link),
+    events.Close: lambda engine, link, _: engine.close(link),
+}
+
 SessionMaker = Callable[..., Session]   # with the keywords of Session.__init__
 
 
@@ -114,14 +126,10 @@ class Worker:
         self.orders.know({"kill": lambda order, at: self._kill(at, order["why"])})
         self.orders.know(Attending(self._sessions, self._tell).orders)
         self._execute_one: dict[type[Command], Callable[[Party, Any], None]] = {
+            **dict.fromkeys(_VERBS, self._on_link),
             events.Connect: self._connect,
-            events.Read: self._read,
-            events.Hold: self._hold,
-            events.Send: self._send,
             events.Relay: self._relay,
             events.End: self._end,
-            events.Finish: self._finish,
-            events.Close: self._close,
             events.Reset: self._reset,
             events.SetTimer: self._set_timer,
             events.ClearTimer: self._clear_timer,
@@ -228,6 +236,8 @@ class Worker:
     def _client_event(self, party: Party, event: Event) -> None:
         if isinstance(event, events.Closed):
             self._forget_client(party)
+        elif isinstance(event, events.Secured):
+            self._share(Cell.TLS_RESUMED if event.resumed else Cell.TLS_FULL)
         elif isinstance(event, events.TimedOut) and event.name == _UNPAIRED:
             fault, party.unpaired = party.unpaired, None
             assert fault is not None
@@ -315,12 +325,14 @@ class Worker:
         """A client came: it gets a session. Above the limits the session itself refuses."""
         self.counts.accepted += 1
         self._share(Cell.ACCEPTED)
-        if not self._desk.limits.opened():
+        listener = self._listeners[event.listener]
+        if not self._desk.limits.opened(costly=listener.secure is not None):
             self.counts.refused += 1
             self._share(Cell.REFUSED)
             self._engine.reset(event.link)
             self._trouble.warn(
-                event.at, "connections are cut at accept: far more than max_sessions are open",
+                event.at, "connections are cut at accept: far more than max_sessions are open, or "
+                "as many, where a TLS handshake would be for nothing",
                 connections=self._desk.limits.connections, cut=self.counts.refused,
             )
             return
@@ -328,7 +340,7 @@ class Worker:
             self._pulse.look(event.at)
         name = f"{self._name}-{self.counts.accepted}"
         session = self._make_session(
-            number=name, accepted=event, listener=self._listeners[event.listener], desk=self._desk
+            number=name, accepted=event, listener=listener, desk=self._desk
         )
         party = Party(session, event.link, name)
         self._clients[event.link] = party
@@ -522,20 +534,11 @@ class Worker:
         """The link of this side, or None where it is gone."""
         return party.client if side is CLIENT else party.upstream
 
-    def _read(self, party: Party, command: events.Read) -> None:
+    def _on_link(self, party: Party, command: Any) -> None:
+        """What is one verb of the engine, for the link of one side."""
         link = self._link(party, command.side)
         if link is not None:
-            self._engine.read(link)
-
-    def _hold(self, party: Party, command: events.Hold) -> None:
-        link = self._link(party, command.side)
-        if link is not None:
-            self._engine.hold(link)
-
-    def _send(self, party: Party, command: events.Send) -> None:
-        link = self._link(party, command.side)
-        if link is not None:
-            self._engine.send(link, command.data)
+            _VERBS[type(command)](self._engine, link, command)
 
     def _relay(self, party: Party, command: events.Relay) -> None:
         party.rules = command.rules
@@ -557,16 +560,6 @@ class Worker:
         assert party.rules is not None
         rules = replace(party.rules, drain_code=command.code, drain_reason=command.reason)
         self._engine.end(party.client, command.cause, rules)
-
-    def _finish(self, party: Party, command: events.Finish) -> None:
-        link = self._link(party, command.side)
-        if link is not None:
-            self._engine.finish(link)
-
-    def _close(self, party: Party, command: events.Close) -> None:
-        link = self._link(party, command.side)
-        if link is not None:
-            self._engine.close(link)
 
     def _reset(self, party: Party, command: events.Reset) -> None:
         """The client's link is heard until its `Closed`; the upstream's is forgotten at once."""

@@ -20,6 +20,7 @@ from gateway.control.report import Report
 from gateway.control.resolver import Failure, Resolution, resolve
 from gateway.control.systemd import Notifier
 from gateway.control.terms import Terms
+from gateway.control.vault import Vault
 from gateway.errors import GatewayError, ListenError, TableErrors
 
 HEAD = '[gateway]\nlisten = ["127.0.0.1:0"]\n'
@@ -77,7 +78,9 @@ class Rig:
         self.terms = Terms(table, bound, resolve(table.upstreams.values()).endpoints)
         self.workers = [FakeWorker(0), FakeWorker(1)]
         self.ready = True
-        self.reloader = Reloader(self.path, self, config.digest(self.path))
+        self.reloader = Reloader(
+            self.path, self, config.digest(self.path), Vault(tickets=True)
+        )
 
     @property
     def live(self) -> list[WorkerHandle]:

@@ -158,8 +158,8 @@ def test_access_json() -> None:
     assert out.count("\n") == 1
     record = json.loads(out)
     assert list(record) == [
-        "type", "time", "session", "client", "peer", "listener", "method", "host", "path", "query",
-        "route", "endpoint", "phase", "status", "cause", "blame", "detail", "cut",
+        "type", "time", "session", "client", "peer", "listener", "tls", "sni", "method", "host",
+        "path", "query", "route", "endpoint", "phase", "status", "cause", "blame", "detail", "cut",
         "subprotocol", "duration_ms", "phases_ms", "carried", "from_client", "from_upstream",
     ]
     assert record["type"] == "access"

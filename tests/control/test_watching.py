@@ -1,7 +1,7 @@
 """Watching a table's files: other content is a change, however it came there; nothing else is."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,12 @@ LONG = 20.0                   # seconds that a change may take to be seen on a b
 class Seen:
     """A watch in this loop, and the changes that it told of."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, others: list[Path]) -> None:
         self._news = asyncio.Event()
         self.failures: list[str] = []
-        self.watch = Watch(path, digest(path), self._news.set, self.failures.append)
+        self.watch = Watch(
+            path, digest(path, others), self._news.set, self.failures.append, lambda: others
+        )
 
     async def change(self) -> None:
         """Wait for the next one."""
@@ -34,11 +36,13 @@ class Seen:
         return not self._news.is_set()
 
 
-def watched(path: Path, story: Callable[[Seen], Awaitable[None]]) -> None:
+def watched(
+    path: Path, story: Callable[[Seen], Awaitable[None]], others: list[Path] | None = None
+) -> None:
     """Tell the story while this is watched."""
 
     async def run() -> None:
-        seen = Seen(path)
+        seen = Seen(path, others if others is not None else [])
         seen.watch.start()
         try:
             await story(seen)
@@ -133,8 +137,8 @@ def test_what_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         looked = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def noted(of: Path) -> bytes:
-            found = digest(of)
+        def noted(of: Path, others: Iterable[Path]) -> bytes:
+            found = digest(of, others)
             loop.call_soon_threadsafe(looked.set)
             return found
 
@@ -145,6 +149,27 @@ def test_what_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         await seen.change()
 
     watched(path, story)
+
+
+def test_files_that_belong_to_the_table(tmp_path: Path) -> None:
+    """A certificate is one, wherever it lies; what they are is asked anew each time."""
+    folder = tmp_path / "certs"
+    folder.mkdir()
+    path, chain = tmp_path / "routes.toml", folder / "a.crt"
+    path.write_text("one")
+    chain.write_text("old")
+    others: list[Path] = [chain]
+
+    async def story(seen: Seen) -> None:
+        replaced(chain, "new")
+        await seen.change()
+        (folder / "b.crt").write_text("another")
+        others.append(folder / "b.crt")
+        await seen.change()
+        replaced(folder / "b.crt", "its successor")
+        await seen.change()
+
+    watched(path, story, others)
 
 
 def test_a_file_that_goes_and_comes_back(tmp_path: Path) -> None:
@@ -171,7 +196,7 @@ def test_what_was_changed_before_the_watch_counts(tmp_path: Path) -> None:
     path.write_text("one")
 
     async def run() -> None:
-        seen = Seen(path)
+        seen = Seen(path, [])
         path.write_text("two")
         seen.watch.start()
         await seen.change()

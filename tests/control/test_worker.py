@@ -27,6 +27,8 @@ from gateway.events import (
     Link,
     RelayRules,
     Side,
+    TlsClient,
+    TlsServer,
 )
 from gateway.limits import SPARE_CONNECTIONS, Limits
 from gateway.protocol.desk import Desk
@@ -39,6 +41,7 @@ CLIENT = Address(host="192.0.2.1", port=5000)
 LOCAL = Address(host="127.0.0.1", port=8080)
 UPSTREAM = Address(host="10.0.0.1", port=9000)
 ECHO = Address(builtin="echo")
+OUTWARD = TlsClient(server_name="app.test")
 
 
 class ScriptedEngine:
@@ -93,6 +96,11 @@ class ScriptedEngine:
 
     def send(self, link: Link, data: bytes) -> None:
         self.calls.append(("send", link, data))
+
+    def secure(
+        self, link: Link, settings: TlsServer | TlsClient, received: bytes = b""
+    ) -> None:
+        self.calls.append(("secure", link, settings, received))
 
     def finish(self, link: Link) -> None:
         self.calls.append(("finish", link))
@@ -337,6 +345,7 @@ def test_every_command_is_its_verb(stage: Stage) -> None:
         (events.Hold(Side.CLIENT), ("hold", link)),
         (events.Send(Side.CLIENT, b"x"), ("send", link, b"x")),
         (events.Send(Side.UPSTREAM, b"y"), ("send", up, b"y")),
+        (events.Secure(Side.UPSTREAM, OUTWARD, b"z"), ("secure", up, OUTWARD, b"z")),
         (events.Relay(rules, b"c", b"u"), ("relay", link, up, b"c", b"u")),
         (events.End(Cause.KILLED), ("end", link, Cause.KILLED)),
         (events.Finish(Side.UPSTREAM), ("finish", up)),
