@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 from gateway.control.tickets import Tickets
-from gateway.engine.tls import check
+from gateway.engine.machines import check
 from gateway.errors import TableError, TableErrors
 from gateway.events import KeyPair, TlsClient, TlsServer
 from gateway.table import CertificateFiles, EndpointEntry, Listener, Table, Upstream
