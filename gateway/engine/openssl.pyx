@@ -107,13 +107,20 @@ cdef int tls_open(
             count[0] += got
             if not io.size and not SSL_pending(tls.ssl):
                 break
-        elif SSL_want(tls.ssl) == SSL_READING:
+        elif wants_more(tls.ssl):
             break
         else:
             ended = fail(tls)
             break
     tls.io = NULL
     return ended
+
+
+cdef bint wants_more(SSL *ssl) noexcept nogil:
+    """Whether a call that gave nothing has nothing against the far end but that bytes are missing.
+    What is no record at all fails with the same `SSL_want`: the error queue tells (as in
+    SSL_get_error(3))."""
+    return SSL_want(ssl) == SSL_READING and not ERR_peek_error()
 
 
 cdef int fail(Tls *tls) noexcept nogil:
@@ -249,7 +256,7 @@ cdef class OpensslMachine(SecureLeg):
         if done == 1:
             self.pending = self._has_more()
             return True
-        if SSL_want(tls.ssl) == SSL_READING:
+        if wants_more(tls.ssl):
             return False
         tls.error = take_error()
         raise self._fault()
