@@ -273,7 +273,7 @@ class PeerCertificate:
 
     subject: str                         # RFC 4514 text, "CN=a,O=b"; "" if it is empty
     names: tuple[str, ...]
-    der: bytes
+    der: bytes = field(repr=False)
 
 
 @_word(kw_only=True)

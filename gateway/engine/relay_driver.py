@@ -238,13 +238,16 @@ class RelayDriver:
         return told
 
     def _open_pending(self, side: Side) -> bool:
-        """Read what a secured link has, and its descriptor does not tell; True if there were
-        bytes."""
+        """Read what a secured link has though its descriptor does not say so; True if the rules may
+        have been told something by it."""
         link = self._links[side]
         secured = link.secured
         if secured is None or not secured.pending or link.sock is None or link.finished:
             return False
-        return self.reads(link) and self._receive(side)
+        if not self.reads(link):
+            return False
+        self._receive(side)
+        return True
 
     def _close(self, link: LinkState) -> None:
         """Close it; raises OSError. A secured link says its close_notify before: once it can."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.rig import RIGS, Rig, rig_of
+from engine.tls_ends import SecureEnds
 from gateway.engine.uv import UvEngine
 
 
@@ -32,4 +33,14 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     """An engine and its far ends. After the test links, timers and queued bytes are zero, and no
     descriptor is open that was not open before."""
     with rig_of(str(request.param), tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(params=[*RIGS, *(f"{kind}-tls" for kind in RIGS)])
+def any_rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    """As `rig`, and each kind once more with TLS on all links."""
+    kind, dash, _ = str(request.param).partition("-tls")
+    with rig_of(kind, tmp_path) as made:
+        if dash:
+            made.ends = SecureEnds(made)
         yield made

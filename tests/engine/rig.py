@@ -38,7 +38,10 @@ class Far(Protocol):
 
     received: bytearray
     finished: bool
-    was_reset: bool
+
+    @property
+    def was_reset(self) -> bool:
+        """RST came."""
 
     def send(self, data: bytes) -> None:
         """Send behind what waits."""
@@ -59,6 +62,16 @@ class Far(Protocol):
         """Read on."""
 
 
+class Ends(Protocol):
+    """Makes links and their far ends."""
+
+    def plainly_accepted(self, *, family: str = "tcp", small: bool = False) -> tuple[Link, Far]:
+        """A client's."""
+
+    def plainly_connected(self, *, family: str = "tcp", small: bool = False) -> tuple[Link, Far]:
+        """An upstream's."""
+
+
 class _Enough(Exception):
     """The condition holds."""
 
@@ -77,6 +90,8 @@ class Rig:
         self.events: list[Event] = []
         self.batches: list[list[Event]] = []
         self.on_event: Callable[[Event], None] | None = None
+        self.movers: list[Callable[[], None]] = []      # of far ends over far ends
+        self.ends: Ends = self                          # who makes a link and its far end
         self.ticker, self.ticker_end = engine.pair()
 
     # --- Waiting ----------------------------------------------------------------------------
@@ -110,6 +125,8 @@ class Rig:
         def deliver(batch: list[Event]) -> None:
             if batch[0].link == self.ticker:
                 self.move()
+                for mover in self.movers:
+                    mover()
                 engine.set_timer(self.ticker, "tick", engine.now() + TICK_S)
             else:
                 self._take(batch)
@@ -172,6 +189,14 @@ class Rig:
 
     def accepted(self, *, family: str = "tcp", small: bool = False) -> tuple[Link, Far]:
         """A client's link and its far end."""
+        return self.ends.plainly_accepted(family=family, small=small)
+
+    def connected(self, *, family: str = "tcp", small: bool = False) -> tuple[Link, Far]:
+        """An upstream's link and its far end."""
+        return self.ends.plainly_connected(family=family, small=small)
+
+    def plainly_accepted(self, *, family: str = "tcp", small: bool = False) -> tuple[Link, Far]:
+        """The same, and without TLS wherever that is."""
         address = self.listen(family=family, small=small)
         far = self.client(address, small=small)
         found: list[Accepted] = []
@@ -187,8 +212,8 @@ class Rig:
         self.until(came)
         return found[0].link, far
 
-    def connected(self, *, family: str = "tcp", small: bool = False) -> tuple[Link, Far]:
-        """An upstream's link and its far end."""
+    def plainly_connected(self, *, family: str = "tcp", small: bool = False) -> tuple[Link, Far]:
+        """The same, and without TLS wherever that is."""
         upstream = self.upstream(family=family, small=small)
         link = self.engine.connect(upstream.address)
         self.until(lambda: self.has(link, Connected) and upstream.fars)

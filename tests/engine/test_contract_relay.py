@@ -26,6 +26,13 @@ from gateway.events import (
     TimedOut,
 )
 
+
+@pytest.fixture
+def rig(any_rig: Rig) -> Rig:
+    """A relay is the same over TLS."""
+    return any_rig
+
+
 MASK = b"\x01\x02\x03\x04"
 QUICK = RelayRules(close_timeout=0.2)
 
