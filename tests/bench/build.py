@@ -17,7 +17,11 @@ SOURCES = {
     "floor_splice": ["floor_splice.c"],
     "floor_uring": ["floor_uring.c"],
 }
-LIBRARIES = {"floor_uring": ["-luring"]}
+LIBRARIES = {"floor_uring": ["-luring"], "load": ["-lssl", "-lcrypto"]}
+HEADERS = {
+    "floor_uring": ("liburing.h", "liburing-dev"),
+    "load": ("openssl/ssl.h", "libssl-dev"),
+}
 
 
 class BuildError(Exception):
@@ -29,13 +33,13 @@ def missing(name: str) -> str:
     compiler = shutil.which("cc")
     if compiler is None:
         return "no C compiler (Debian: gcc)"
-    if name == "floor_uring":
+    if name in HEADERS:
+        header, package = HEADERS[name]
         probe = subprocess.run(
-            [compiler, "-E", "-include", "liburing.h", "-x", "c", "/dev/null"],
-            capture_output=True,
+            [compiler, "-E", "-include", header, "-x", "c", "/dev/null"], capture_output=True
         )
         if probe.returncode:
-            return "no liburing.h (Debian: liburing-dev)"
+            return f"no {header} (Debian: {package})"
     return ""
 
 

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 from .calls import CallsError, counted
 from .load import Load, LoadError
-from .peers.base import FRAMES, RAW, Proxy
+from .peers.base import FRAMES, RAW, TLS, Proxy
 from .process import Running, StartError
 
-ECHO, IDLE, OPEN = "echo", "idle", "open"
+ECHO, IDLE, OPEN, SHAKE = "echo", "idle", "open", "shake"
 CYCLES_AT_ONCE = 8
 DEAR = Path(__file__).with_name("dear.py")
 READY_LIMIT = 5.0    # seconds from listening to the first WebSocket
@@ -32,10 +32,11 @@ class Case:
 
     name: str
     title: str
-    kind: str = ECHO                     # echo | idle | open
+    kind: str = ECHO                     # echo | idle | open | shake
     mode: str = FRAMES
     size: int = 64
     connections: int = 64
+    resumed: bool = False                # shake: by a ticket
 
 
 CASES = [
@@ -47,6 +48,13 @@ CASES = [
     Case("open", "open and close", kind=OPEN),
     Case("raw-64", "frames to TCP, 64 B", mode=RAW),
     Case("raw-64k", "frames to TCP, 64 KiB", mode=RAW, size=65536),
+    Case("tls-64", "TLS, 64 B", mode=TLS),
+    Case("tls-4k", "TLS, 4 KiB", mode=TLS, size=4096),
+    Case("tls-64k", "TLS, 64 KiB", mode=TLS, size=65536),
+    Case("tls-1m", "TLS, 1 MiB, 8 connections", mode=TLS, size=1 << 20, connections=8),
+    Case("tls-idle", "TLS, 64 B among idle connections", kind=IDLE, mode=TLS),
+    Case("tls-shake", "TLS, handshake alone", kind=SHAKE, mode=TLS),
+    Case("tls-resume", "TLS, handshake by a ticket", kind=SHAKE, mode=TLS, resumed=True),
 ]
 
 
@@ -114,6 +122,7 @@ def started(proxy: Proxy, mode: str, load: Load, plan: Plan) -> Iterator[Subject
     """Start it, with a folder of its own. Raises StartError."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         place, port = Path(folder), free_port()
+        load.tls("full" if mode == TLS else "off")
         upstream = load.raw_port if mode == RAW else load.frames_port
         command = proxy.command(mode, port, upstream, place)
         if plan.dear:
@@ -145,8 +154,11 @@ def measure(case: Case, subject: Subject, load: Load, plan: Plan) -> dict[str, f
     """One round. The figures' names end with their unit. Raises LoadError."""
     load.pids(subject.running.pids())
     try:
+        load.tls("full" if case.mode == TLS else "off")
         if case.kind == OPEN:
             figures = _open(subject, load, plan)
+        elif case.kind == SHAKE:
+            figures = _shake(case, subject, load, plan)
         else:
             load.open(subject.port, case.connections, subject.subprotocol)
             load.pids(subject.running.pids())  # some have a process for each connection
@@ -216,6 +228,19 @@ def _open(subject: Subject, load: Load, plan: Plan) -> dict[str, float]:
     }
 
 
+def _shake(case: Case, subject: Subject, load: Load, plan: Plan) -> dict[str, float]:
+    if case.resumed:
+        load.tls("resumed")
+        load.open(subject.port, 1)           # for its ticket
+        load.close()
+    load.shake(subject.port, max(1, plan.cycles // 10), CYCLES_AT_ONCE)  # warm-up
+    answer = load.shake(subject.port, plan.cycles, CYCLES_AT_ONCE)
+    return {
+        "shake_cpu_us": answer["cpu_ns"] / plan.cycles / 1000,
+        "shakes_per_s": plan.cycles / answer["seconds"],
+    }
+
+
 Say = Callable[[str], None]
 
 
@@ -277,7 +302,8 @@ def _one(
         _fail(case, subject.proxy, error, outcome, say)
         return
     outcome.samples.append(Sample(case.name, subject.proxy.name, number, figures))
-    shown = figures.get("cpu_us", figures.get("cycle_cpu_us", 0.0))
+    names = ("cpu_us", "cycle_cpu_us", "shake_cpu_us")
+    shown = next(figures[name] for name in names if name in figures)
     say(f"{case.title:28} round {number + 1}  {subject.proxy.name:18} {shown:9.2f} µs")
 
 

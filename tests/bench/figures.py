@@ -81,6 +81,17 @@ def check(field: Field) -> list[Verdict]:
         peer = field.best(field.peers, case, "cpu_us")
         verdicts.append(_against(field, f"{text}, of the floor", case, floor, floor_limit))
         verdicts.append(_against(field, f"{text}, of the best peer", case, peer, peer_limit))
+    for case, size, limit in (
+        ("tls-64", "64 B", 1.00), ("tls-4k", "4 KiB", 1.00),
+        ("tls-64k", "64 KiB", 0.90), ("tls-1m", "1 MiB", 0.90),
+    ):
+        text = f"CPU per echoed {size} message by TLS, of the best peer"
+        peer = field.best(field.peers, case, "cpu_us")
+        verdicts.append(_against(field, text, case, peer, limit))
+    for case, how in (("tls-shake", "TLS handshake"), ("tls-resume", "resumed TLS handshake")):
+        text = f"CPU per {how}, of the best peer"
+        peer = field.best(field.peers, case, "shake_cpu_us")
+        verdicts.append(_against(field, text, case, peer, 1.3, "shake_cpu_us"))
     verdicts.append(_latency(field))
     verdicts.append(_among_idle(field))
     text = "CPU per 64 B message to raw TCP, of lighttpd's wstunnel"

@@ -80,6 +80,14 @@ class Load:
         """Open and close a WebSocket `count` times."""
         return self._order(f"cycle {port} {count} {concurrency}")
 
+    def tls(self, how: str) -> None:
+        """How clients begin that connect from here on: "off", "full" or "resumed"."""
+        self._order(f"tls {how}")
+
+    def shake(self, port: int, count: int, concurrency: int) -> dict[str, Any]:
+        """Connect, shake hands and end, `count` times. To resume, open a connection before."""
+        return self._order(f"shake {port} {count} {concurrency}")
+
     def close(self) -> dict[str, Any]:
         """Close everything that is open, cleanly where the proxy lets us."""
         return self._order("close")

@@ -69,6 +69,7 @@ def render(run: Run) -> str:
         _who_limits(run),
         "## Idle connections, opening and closing",
         _idle_table(run),
+        _tls_table(run),
         "## The figures" if run.named("gateway") else "",
         *(f"### {one.gateway}\n\n{_figures(one)}" for one in run.fields()),
         _failures(run.outcome),
@@ -92,6 +93,7 @@ def summary(run: Run, picture: Path) -> str:
         _calls_table(run).replace("## ", ""),
         "Idle connections, opening and closing:",
         _idle_table(run),
+        _tls_table(run),
         *(f"{one.gateway}:\n\n{_figures(one)}" for one in run.fields()),
         _failures(run.outcome).replace("## What failed", "What failed:"),
         "Versions: " + ", ".join(f"{name} {about[1]}" for name, about in run.proxies.items()
@@ -256,6 +258,23 @@ def _idle_table(run: Run) -> str:
         "CPU to open and close, µs",
     ]
     return _table(heads, rows)
+
+
+def _tls_table(run: Run) -> str:
+    """Only where TLS was measured."""
+    columns = [
+        ("tls-shake", "shake_cpu_us", 1.0, "CPU for a TLS handshake, µs"),
+        ("tls-resume", "shake_cpu_us", 1.0, "the same by a ticket, µs"),
+        ("tls-idle", "idle_bytes", KIB, "user memory per idle WebSocket by TLS, KiB"),
+    ]
+    rows = []
+    for proxy in run.proxies:
+        row = [_cell(run, case, proxy, figure, scale) for case, figure, scale, _ in columns]
+        if any(cell != NOTHING for cell in row):
+            rows.append([proxy, *row])
+    if not rows:
+        return ""
+    return "TLS:\n\n" + _table(["proxy", *(title for *_, title in columns)], rows)
 
 
 def _figures(one: Field) -> str:

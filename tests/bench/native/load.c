@@ -9,13 +9,17 @@
  *                                            echo on the first COUNT of them, one message in
  *                                            flight each, for a time, or for MESSAGES if not 0
  *     cycle PORT COUNT CONCURRENCY           open and close with Close frames, COUNT times
+ *     shake PORT COUNT CONCURRENCY           connect, TLS, and close without a request, COUNT times
+ *     tls off|full|resumed                   how clients begin that connect from here on; what is
+ *                                            resumed is the newest session since then
  *     close                                  close them all
  *     syscall                                what the cheapest system call costs
  *     quit
  *
  * Laws. It does as little as it can, so that the proxy is what is measured: frames are made once
  * a size and sent from one place, and payloads are dropped in the kernel (recv with MSG_TRUNC)
- * but for their first bytes. Every message is checked for its size and for connection and
+ * but for their first bytes, unless they came by TLS, which only clients speak, and without looking
+ * whose certificate it is. Every message is checked for its size and for connection and
  * sequence number, and one of SAMPLE for every byte, at the upstream and again at the client.
  * Any mismatch or lost connection ends the command with an error: a number that comes out is the
  * number of messages that were right. CPU times are read from the processes' own clocks at both
@@ -230,6 +234,19 @@ static void set_pids(char *text) {
     fflush(stdout);
 }
 
+static void set_tls(const char *word) {
+    static const char *const words[] = {"off", "full", "resumed"};
+    for (enum tls one = NO_TLS; one <= RESUMED; one++)
+        if (strcmp(word, words[one]) == 0) {
+            tls = one;
+            forget_ticket();
+            printf("{\"tls\": \"%s\"}\n", word);
+            fflush(stdout);
+            return;
+        }
+    die("not understood: tls %s", word);
+}
+
 static void obey(char *line) {
     unsigned count = 0, concurrency = 0;
     unsigned long long size = 0, length = 0, warm_up = 0, messages = 0;
@@ -238,6 +255,8 @@ static void obey(char *line) {
     if (strcmp(line, "quit") == 0) exit(0);
     if (strncmp(line, "pids", 4) == 0) {
         set_pids(line + 4);
+    } else if (strncmp(line, "tls ", 4) == 0) {
+        set_tls(line + 4);
     } else if (strcmp(line, "syscall") == 0) {
         measure_system_call();
     } else if (strcmp(line, "close") == 0) {
@@ -248,6 +267,8 @@ static void obey(char *line) {
     } else if (sscanf(line, "cycle %d %u %u", &port, &count, &concurrency) == 3) {
         subprotocol[0] = 0;
         start_opening(CYCLE_JOB, port, count, (int)concurrency);
+    } else if (sscanf(line, "shake %d %u %u", &port, &count, &concurrency) == 3) {
+        start_opening(SHAKE_JOB, port, count, (int)concurrency);
     } else if (strncmp(line, "open ", 5) == 0) {
         subprotocol[0] = 0;
         if (sscanf(line, "open %d %u %63s", &port, &count, subprotocol) < 2)

@@ -5,16 +5,19 @@
 #include "common.h"
 #include "histogram.h"
 #include "websocket.h"
+#include <openssl/ssl.h>
 
 enum { SIZE_MAX_MESSAGE = 16 << 20, STAMP = 8, PREFIX_MAX = HEAD_MAX + STAMP, SAMPLE = 64 };
 enum { FIRST_READ = 8192, WORKSPACE = 256 * 1024, TEXT_MAX = 8192, BATCH = 256 };
 static const uint64_t SECOND = 1000000000ull, MILLISECOND = 1000000ull;
 
 enum role { CLIENT, SERVER, RAW, LISTENER, COMMANDS };
-enum state { CONNECTING, HANDSHAKE, OPEN, CLOSING, DEAD };
+enum state { CONNECTING, SHAKING, HANDSHAKE, OPEN, CLOSING, DEAD };
+enum tls { NO_TLS, FULL, RESUMED };
 
 struct conn {
     int fd;
+    SSL *ssl;                          /* CLIENT: where it speaks TLS */
     uint32_t id, sequence;
     enum role role;
     enum state state;
@@ -37,7 +40,7 @@ struct conn {
     struct conn *next_dead;
 };
 
-enum job_kind { NO_JOB, OPEN_JOB, RUN_JOB, CYCLE_JOB, CLOSE_JOB };
+enum job_kind { NO_JOB, OPEN_JOB, RUN_JOB, CYCLE_JOB, SHAKE_JOB, CLOSE_JOB };
 
 struct job {
     enum job_kind kind;
@@ -67,7 +70,10 @@ extern uint32_t client_count, servers_open;
 extern struct conn *graveyard;       /* freed after the batch, which may mention them again */
 extern char subprotocol[64];         /* what the next handshakes ask for; "" for nothing */
 
+extern enum tls tls;                 /* how clients begin that connect from here on */
+
 void prepare_wire(void);
+void forget_ticket(void);
 void make_frames(size_t size);
 struct conn *watch(int fd, enum role role, enum state state);
 void bury(struct conn *conn);

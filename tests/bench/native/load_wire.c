@@ -2,9 +2,11 @@
  *
  * What a connection does follows from its role. A CLIENT sends a message, checks the echo and
  * sends the next; a SERVER speaks RFC 6455 and echoes each message whole; a RAW server echoes
- * bytes as they come. Control frames are answered by both ends, between two frames.
+ * bytes as they come. Control frames are answered by both ends, between two frames. A CLIENT may
+ * speak TLS; `get` and `put` are then OpenSSL's, and what waits is told as EAGAIN.
  */
 #include "load.h"
+#include <openssl/err.h>
 #include <strings.h>
 #include <sys/epoll.h>
 
@@ -14,6 +16,9 @@ uint32_t client_count, servers_open;
 struct conn *graveyard;
 
 char subprotocol[64];
+enum tls tls;
+static SSL_CTX *context;
+static SSL_SESSION *ticket;              /* the newest, for who resumes */
 static uint32_t client_room, next_id;
 static uint8_t workspace[WORKSPACE];
 static uint8_t *pattern, *client_frame, *server_frame;
@@ -21,6 +26,8 @@ static size_t message_size, client_size, server_size;
 static const uint8_t MASK[4] = {0x37, 0xfa, 0x21, 0x3d};
 static const char KEY[] = "dGhlIHNhbXBsZSBub25jZQ==";
 static char expected_accept[ACCEPT_SIZE + 1];
+
+static int keep_ticket(SSL *ssl, SSL_SESSION *session);
 
 void prepare_wire(void) {
     uint32_t random = 12345;
@@ -31,6 +38,58 @@ void prepare_wire(void) {
         pattern[i] = (uint8_t)(random >> 24);
     }
     accept_key(KEY, expected_accept);
+    context = SSL_CTX_new(TLS_client_method());
+    if (!context) die("no TLS");
+    SSL_CTX_set_verify(context, SSL_VERIFY_NONE, NULL);
+    SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_RELEASE_BUFFERS);
+    SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
+    SSL_CTX_sess_set_new_cb(context, keep_ticket);
+    SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION);
+    SSL_CTX_set_ciphersuites(context, "TLS_AES_128_GCM_SHA256");
+    SSL_CTX_set1_groups_list(context, "X25519");
+}
+
+/* --- TLS ---------------------------------------------------------------------------------- */
+
+static int keep_ticket(SSL *ssl, SSL_SESSION *session) {
+    (void)ssl;
+    SSL_SESSION_free(ticket);
+    ticket = session;
+    return 1;
+}
+
+void forget_ticket(void) {
+    SSL_SESSION_free(ticket);
+    ticket = NULL;
+}
+
+/* What OpenSSL could not do now, or ever, as a system call would say it. */
+static ssize_t failure(SSL *ssl, int result) {
+    int error = SSL_get_error(ssl, result);
+    if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE)
+        errno = EAGAIN;
+    else if (error == SSL_ERROR_ZERO_RETURN)
+        return 0;
+    else if (error != SSL_ERROR_SYSCALL || !errno)
+        errno = EPROTO;
+    ERR_clear_error();
+    return -1;
+}
+
+static ssize_t get(struct conn *conn, void *into, size_t size, int flags) {
+    if (!conn->ssl) return recv(conn->fd, into, size, flags);
+    if (flags & MSG_TRUNC) {
+        into = workspace;
+        if (size > WORKSPACE) size = WORKSPACE;
+    }
+    int got = SSL_read(conn->ssl, into, (int)size);
+    return got > 0 ? got : failure(conn->ssl, got);
+}
+
+static ssize_t put(struct conn *conn, const void *data, size_t size) {
+    if (!conn->ssl) return send(conn->fd, data, size, MSG_NOSIGNAL);
+    int put = SSL_write(conn->ssl, data, (int)size);
+    return put > 0 ? put : failure(conn->ssl, put);
 }
 
 /* One frame a size for each role; only its head and stamp change from message to message. */
@@ -70,6 +129,7 @@ void bury(struct conn *conn) {
     } else {
         servers_open--;
     }
+    SSL_free(conn->ssl);
     close(conn->fd);
     free(conn->text);
     free(conn->stash);
@@ -108,7 +168,7 @@ void connect_client(void) {
 }
 
 static bool say(struct conn *conn, const void *data, size_t size) {
-    if (send(conn->fd, data, size, MSG_NOSIGNAL) == (ssize_t)size) return true;
+    if (put(conn, data, size) == (ssize_t)size) return true;
     fail(conn, "a handshake or control frame could not be sent");
     return false;
 }
@@ -120,13 +180,12 @@ static void pump(struct conn *conn) {
     uint8_t *frame = conn->role == CLIENT ? client_frame : server_frame;
     while (conn->out_size) {
         if (conn->out_at < conn->prefix_size) memcpy(frame, conn->prefix, conn->prefix_size);
-        ssize_t put = send(conn->fd, frame + conn->out_at, conn->out_size - conn->out_at,
-                           MSG_NOSIGNAL);
-        if (put < 0) {
+        ssize_t sent = put(conn, frame + conn->out_at, conn->out_size - conn->out_at);
+        if (sent < 0) {
             if (errno != EAGAIN) fail(conn, strerror(errno));
             return;
         }
-        conn->out_at += (uint32_t)put;
+        conn->out_at += (uint32_t)sent;
         if (conn->out_at == conn->out_size) conn->out_size = 0;
     }
     if (conn->control_size) {
@@ -251,6 +310,7 @@ static void on_control(struct conn *conn) {
             /* The server closes first (RFC 6455 7.1.1). The client finishes its side as soon as
              * it has the answer, since some proxies linger for a second waiting for that. */
             conn->state = CLOSING;
+            if (conn->ssl) SSL_shutdown(conn->ssl);
             shutdown(conn->fd, SHUT_WR);
         }
     }
@@ -375,6 +435,37 @@ static void request(struct conn *conn) {
     say(conn, text, (size_t)size);
 }
 
+/* TLS, then the request; where handshakes are what is measured, close_notify and FIN. */
+static void shake(struct conn *conn) {
+    int done = SSL_do_handshake(conn->ssl);
+    if (done != 1) {
+        if (failure(conn->ssl, done) < 0 && errno == EAGAIN) return;
+        fail(conn, "the handshake of TLS failed");
+        return;
+    }
+    if (tls == RESUMED && job.kind == SHAKE_JOB && !SSL_session_reused(conn->ssl)) {
+        fail(conn, "the session was not resumed: open a connection first, for its ticket");
+        return;
+    }
+    if (job.kind != SHAKE_JOB) {
+        request(conn);
+        return;
+    }
+    conn->state = CLOSING;
+    SSL_shutdown(conn->ssl);
+    shutdown(conn->fd, SHUT_WR);
+}
+
+static void begin_tls(struct conn *conn) {
+    conn->ssl = SSL_new(context);
+    if (!conn->ssl || SSL_set_fd(conn->ssl, conn->fd) != 1) die("no memory");
+    SSL_set_connect_state(conn->ssl);
+    SSL_set_tlsext_host_name(conn->ssl, "bench.example");
+    if (tls == RESUMED && ticket) SSL_set_session(conn->ssl, ticket);
+    conn->state = SHAKING;
+    shake(conn);
+}
+
 static void take_text(struct conn *conn, const uint8_t *data, size_t size) {
     if (!conn->text) conn->text = grab(TEXT_MAX + 1);
     if (conn->text_size + size > TEXT_MAX) {
@@ -405,7 +496,8 @@ static void on_end(struct conn *conn, int error) {
         }
         job.done++;
         bury(conn);
-        if (job.kind == CYCLE_JOB && job.started < job.target) connect_client();
+        if ((job.kind == CYCLE_JOB || job.kind == SHAKE_JOB) && job.started < job.target)
+            connect_client();
         return;
     }
     if (error && conn->state == OPEN && job.kind == RUN_JOB)
@@ -456,18 +548,20 @@ static void read_all(struct conn *conn, bool to_the_end) {
         size_t wanted = drop             ? (size_t)conn->left
                         : conn->in_frame ? WORKSPACE
                                          : FIRST_READ;
-        ssize_t got = recv(conn->fd, workspace, wanted, drop ? MSG_TRUNC : 0);
+        ssize_t got = get(conn, workspace, wanted, drop ? MSG_TRUNC : 0);
         if (got <= 0) {
             if (got == 0 || errno != EAGAIN) on_end(conn, got < 0 ? errno : 0);
             return;
         }
+        if (job.kind == SHAKE_JOB)
+            continue; /* some proxies answer that there was no request */
         if (drop)
             advance(conn, (size_t)got);
         else if (conn->state == HANDSHAKE)
             take_text(conn, workspace, (size_t)got);
         else
             feed(conn, workspace, (size_t)got);
-        if ((size_t)got < wanted && !to_the_end) return;
+        if ((size_t)got < wanted && !to_the_end && !conn->ssl) return;
     }
 }
 
@@ -494,8 +588,14 @@ void on_event(struct conn *conn, uint32_t what) {
         getsockopt(conn->fd, SOL_SOCKET, SO_ERROR, &error, &size);
         if (error)
             fail(conn, strerror(error));
+        else if (tls != NO_TLS)
+            begin_tls(conn);
         else
             request(conn);
+        return;
+    }
+    if (conn->state == SHAKING) {
+        shake(conn);
         return;
     }
     if (conn->role == RAW) {

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TOOLS = ROOT / ".tools" / "bench"    # a virtual environment of the peers' own
 FRAMES = "frames"                    # WebSocket to WebSocket
 RAW = "raw"                          # WebSocket to a TCP stream
+TLS = "tls"                          # WebSocket by TLS to WebSocket without
 
 
 class Proxy:
@@ -68,6 +69,18 @@ class Proxy:
         path = self.executable()
         assert path is not None
         return [path, *arguments]
+
+
+def certificate(place: Path) -> tuple[Path, Path]:
+    """A certificate (P-256) and its key, made by OpenSSL's command."""
+    chain, key = place / "bench.crt", place / "bench.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-keyout", key, "-out", chain, "-days", "30", "-subj", "/CN=bench.example",
+         "-addext", "subjectAltName=DNS:bench.example"],
+        check=True, capture_output=True,
+    )
+    return chain, key
 
 
 def write(path: Path, text: str, **values: object) -> str:

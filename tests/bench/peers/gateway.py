@@ -11,16 +11,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .base import FRAMES, RAW, ROOT, Proxy, write
+from .base import FRAMES, RAW, ROOT, TLS, Proxy, certificate, write
 
 ISOLATED = Path(__file__).resolve().parents[1] / "isolated"
 TABLE = """\
 [gateway]
 control = "off"
-listen = ["127.0.0.1:@LISTEN@"]
 engine = "@ENGINE@"
 ring   = "@RING@"
 @WORKERS@
+
+[[listener]]
+address = "127.0.0.1:@LISTEN@"
+@TLS@
 
 [[route]]
 name     = "bench"
@@ -48,7 +51,7 @@ class Gateway(Proxy):
     the form of its relays behind a colon: `io_uring:completions`."""
 
     kind = "gateway"
-    modes = frozenset({FRAMES, RAW})
+    modes = frozenset({FRAMES, RAW, TLS})
 
     def __init__(self, engine: str, tree: Path = ROOT):
         self._engine, _, form = engine.partition(":")
@@ -82,6 +85,10 @@ class Gateway(Proxy):
 
     def command(self, mode: str, listen: int, upstream: int, place: Path) -> list[str]:
         """One route for all."""
+        tls = ""
+        if mode == TLS:
+            chain, key = certificate(place)
+            tls = f'tls = {{ certificates = [{{ chain = "{chain}", key = "{key}" }}] }}'
         table = write(
             place / "routes.toml",
             TABLE,
@@ -90,6 +97,7 @@ class Gateway(Proxy):
             ENGINE=self._engine,
             RING=self._ring,
             WORKERS=ONE if (self._tree / SUPERVISOR).exists() else "",
+            TLS=tls,
             SCHEME="tcp" if mode == RAW else "ws",
             SUBPROTOCOLS='subprotocols = ["binary"]' if mode == RAW else "",
         )

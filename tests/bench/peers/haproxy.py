@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .base import Proxy, write
+from .base import FRAMES, TLS, Proxy, certificate, write
 
 CONFIGURATION = """\
 global
@@ -20,7 +20,7 @@ defaults
     timeout server 60s
     timeout tunnel 1h
 frontend clients
-    bind 127.0.0.1:@LISTEN@ backlog 4096
+    bind 127.0.0.1:@LISTEN@ backlog 4096 @SSL@
     default_backend upstreams
 backend upstreams
     server one 127.0.0.1:@UPSTREAM@
@@ -30,6 +30,8 @@ backend upstreams
 class HAProxy(Proxy):
     """Blind after the 101."""
 
+    modes = frozenset({FRAMES, TLS})
+
     name = "haproxy"
     package = "Debian: haproxy"
     program = "haproxy"
@@ -37,5 +39,12 @@ class HAProxy(Proxy):
 
     def command(self, mode: str, listen: int, upstream: int, place: Path) -> list[str]:
         """In the foreground, one process."""
-        path = write(place / "haproxy.cfg", CONFIGURATION, LISTEN=listen, UPSTREAM=upstream)
+        ssl = ""
+        if mode == TLS:
+            chain, key = certificate(place)
+            chain.write_bytes(chain.read_bytes() + key.read_bytes())
+            ssl = f"ssl crt {chain} alpn http/1.1"
+        path = write(
+            place / "haproxy.cfg", CONFIGURATION, LISTEN=listen, UPSTREAM=upstream, SSL=ssl
+        )
         return self._start("-db", "-f", path)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .base import Proxy, write
+from .base import FRAMES, TLS, Proxy, certificate, write
 
 CONFIGURATION = """\
 daemon off;
@@ -20,7 +20,8 @@ http {
     uwsgi_temp_path @PLACE@/uwsgi;
     scgi_temp_path @PLACE@/scgi;
     server {
-        listen 127.0.0.1:@LISTEN@ backlog=4096;
+        listen 127.0.0.1:@LISTEN@ @SSL@ backlog=4096;
+@CERTIFICATE@
         location / {
             proxy_pass http://127.0.0.1:@UPSTREAM@;
             proxy_http_version 1.1;
@@ -35,8 +36,18 @@ http {
 """
 
 
+CERTIFICATE = """\
+        ssl_certificate @CHAIN@;
+        ssl_certificate_key @KEY@;
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_session_timeout 1d;
+"""
+
+
 class Nginx(Proxy):
     """Blind after the 101."""
+
+    modes = frozenset({FRAMES, TLS})
 
     name = "nginx"
     package = "Debian: nginx"
@@ -45,7 +56,12 @@ class Nginx(Proxy):
 
     def command(self, mode: str, listen: int, upstream: int, place: Path) -> list[str]:
         """Its error log before the configuration is read is standard error too."""
+        text = ""
+        if mode == TLS:
+            chain, key = certificate(place)
+            text = CERTIFICATE.replace("@CHAIN@", str(chain)).replace("@KEY@", str(key))
         path = write(
-            place / "nginx.conf", CONFIGURATION, PLACE=place, LISTEN=listen, UPSTREAM=upstream
+            place / "nginx.conf", CONFIGURATION, PLACE=place, LISTEN=listen, UPSTREAM=upstream,
+            SSL="ssl" if mode == TLS else "", CERTIFICATE=text,
         )
         return self._start("-e", "stderr", "-p", str(place), "-c", path)
