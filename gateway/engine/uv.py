@@ -33,7 +33,7 @@ try:
 except ImportError:                # nothing was compiled: relays run in Python
     CompiledRelays = None  # type: ignore[assignment, misc]
 
-from gateway.engine import descriptors
+from gateway.engine import descriptors, tls
 from gateway.engine.contract import Deliver
 from gateway.engine.core import SocketEngine
 from gateway.engine.relay_driver import RelayFactory
@@ -46,15 +46,15 @@ LATEST_S = 3600.0                  # the loop's timer is set no further away tha
 class UvEngine(SocketEngine):
     """See gateway.engine.contract.Engine. Bound to the thread that calls `run`.
 
-    Relays are compiled where they can be, unless `compiled` is False; then `relay_factory` makes
-    their rules.
+    Relays and TLS are compiled where they can be, unless `compiled` is False; then `relay_factory`
+    makes the rules of relays.
     """
 
     name = "uvloop"
 
     def __init__(self, relay_factory: RelayFactory = Relay, *, compiled: bool = True) -> None:
         self._epoll = select.epoll()
-        super().__init__(self._epoll, relay_factory)
+        super().__init__(self._epoll, relay_factory, None if compiled else tls.Contexts())
         self._loop = uvloop.new_event_loop()
         self._loop.set_exception_handler(self._on_loop_error)
         self._loop.add_reader(self._epoll.fileno(), self._guarded_turn)

@@ -313,7 +313,7 @@ class TestHandshakeFails:
         settings = TlsServer(
             certificates=(pair("a.example"),), client_certificates=mode, client_ca=authority().pem
         )
-        shown = pair("robot@a.example")
+        shown = pair("EMAIL:robot@a.example")
         client = replace(client_settings(), chain=shown.chain, key=shown.key)
         link, _ = accepted(rig, settings, client)
         certificate = rig.of(link, Secured)[0].certificate

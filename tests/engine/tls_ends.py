@@ -5,110 +5,28 @@ real sockets the machine is Python's `ssl`, on the simulated wire the one withou
 the far end of a compiled engine is not the code that it tests.
 """
 
-import datetime
 import functools
-import ipaddress
-from dataclasses import dataclass
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from engine.authority import Authority
 from engine.rig import Far, MemoryRig, Rig
 from gateway.engine.memory_tls import SimMachine
 from gateway.engine.secure import Machine, TlsFault
 from gateway.engine.tls import Contexts
 from gateway.events import KeyPair, Link, Secured, TlsClient, TlsServer
 
-DAY = datetime.timedelta(days=1)
 TAKE = memoryview(bytearray(256 * 1024))
 
 
-@dataclass(frozen=True)
-class Authority:
-    """Signs certificates."""
-
-    name: str
-    key: ec.EllipticCurvePrivateKey
-    certificate: x509.Certificate
-
-    @property
-    def pem(self) -> bytes:
-        """Its own certificate."""
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
-
-    def pair(self, *names: str, since: int = -1, days: int = 30, subject: str = "") -> KeyPair:
-        """A certificate for these names, from `since` days before today for so many."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        begin = datetime.datetime.now(datetime.UTC) + since * DAY
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(_name(subject or names[0]))
-            .issuer_name(self.certificate.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(begin)
-            .not_valid_after(begin + days * DAY)
-            .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), False)
-            .sign(self.key, hashes.SHA256())
-        )
-        return KeyPair(
-            chain=certificate.public_bytes(serialization.Encoding.PEM), key=_pem(key), names=names
-        )
-
-
-def _general(name: str) -> x509.GeneralName:
-    if name.startswith("spiffe:"):
-        return x509.UniformResourceIdentifier(name)
-    if "@" in name:
-        return x509.RFC822Name(name)
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
-
-
-def _name(common: str) -> x509.Name:
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Widgets, Inc."),
-            x509.NameAttribute(NameOID.COMMON_NAME, common),
-        ]
-    )
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-
-
 @functools.cache
-def authority(name: str = "the CA") -> Authority:
-    """One that is made once."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(_name(name))
-        .issuer_name(_name(name))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - 100 * DAY)
-        .not_valid_after(now + 100 * DAY)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    return Authority(name, key, certificate)
+def authority() -> Authority:
+    """The one that all trust, made once."""
+    return Authority()
 
 
 @functools.cache
 def pair(*names: str) -> KeyPair:
     """A good one, made once."""
-    return authority().pair(*names)
+    return authority().issue(*names, subject=names[0])
 
 
 @functools.cache
