@@ -359,6 +359,8 @@ class SocketFar:
 
     def __init__(self, sock: socket.socket):
         sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:           # behind a handshake Nagle's wait is 40 ms
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock: socket.socket | None = sock
         self.received = bytearray()
         self.finished = False
