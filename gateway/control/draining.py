@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from gateway.control.channel import Message
+from gateway.control.counters import Counters
 from gateway.control.farewells import spread
 from gateway.control.orders import Order
 from gateway.control.parties import Counts, Party
 from gateway.control.report import Report
-from gateway.control.shared import Cell, Counters
+from gateway.control.shared import Cell
 from gateway.events import AccessRecord, Command
 from gateway.protocol.desk import Desk
 from gateway.protocol.session import Session

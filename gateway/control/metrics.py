@@ -23,7 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from gateway.control.shared import Board, RouteCounts
+from gateway.control.board import Board, RouteCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway import events
-from gateway.control.shared import NOTHING_MOVED
+from gateway.control.counters import NOTHING_MOVED
 from gateway.errors import Fault
 from gateway.events import Command, Event, Link, RelayRules, Side
 from gateway.protocol.echo import EchoEndpoint

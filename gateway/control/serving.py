@@ -18,12 +18,13 @@ from pathlib import Path
 import uvloop
 
 from gateway.control import config, control_socket
+from gateway.control.board import Board
 from gateway.control.choice import choose
 from gateway.control.cpus import workers_auto
 from gateway.control.reloading import sentence_of
 from gateway.control.report import Report
 from gateway.control.resolver import resolve
-from gateway.control.shared import Board, SharedMemory
+from gateway.control.shared import SharedMemory
 from gateway.control.sockets import LISTENER, Sockets
 from gateway.control.spawning import Spawned, spawn
 from gateway.control.steering import ADMIN, CONTROL, Steering

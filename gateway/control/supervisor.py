@@ -23,13 +23,13 @@ from typing import Protocol
 
 from gateway import __version__
 from gateway.control import channel
+from gateway.control.board import Board
 from gateway.control.channel import Message
 from gateway.control.choice import Choice
 from gateway.control.handle import WorkerHandle, WorkerState
 from gateway.control.parts import relays
 from gateway.control.replacing import ReplaceFailed, Replacement
 from gateway.control.report import Report, Value
-from gateway.control.shared import Board
 from gateway.control.sockets import LISTENER, Handed, Sockets
 from gateway.control.spawning import Spawned, spawn
 from gateway.control.systemd import Notifier

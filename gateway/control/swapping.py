@@ -18,10 +18,11 @@ from typing import Protocol
 
 from gateway.control import channel
 from gateway.control.channel import Endpoints, Message
+from gateway.control.counters import Counters
 from gateway.control.orders import Order
 from gateway.control.plan import compare
 from gateway.control.report import Report
-from gateway.control.shared import Counters, Slots
+from gateway.control.shared import Slots
 from gateway.protocol.desk import Desk
 from gateway.routing import RouteTable
 from gateway.table import Listener, Table, Upstream

@@ -27,13 +27,14 @@ from typing import Any
 from gateway import events
 from gateway.control.attending import Attending
 from gateway.control.channel import Message
+from gateway.control.counters import Counters
 from gateway.control.draining import Draining
 from gateway.control.listening import Bound
 from gateway.control.orders import Orders
 from gateway.control.parties import Counts, Echo, Party
 from gateway.control.pulse import Pulse
 from gateway.control.report import Report
-from gateway.control.shared import Cell, Counters
+from gateway.control.shared import Cell
 from gateway.control.trouble import Trouble
 from gateway.engine.contract import Engine
 from gateway.errors import Fault, fault_of

@@ -22,9 +22,10 @@ import traceback
 from gateway.control import channel
 from gateway.control.channel import Lines, Message
 from gateway.control.choice import make
+from gateway.control.counters import Counters
 from gateway.control.listening import Bound
 from gateway.control.report import Report
-from gateway.control.shared import Counters, SharedMemory, Slots
+from gateway.control.shared import SharedMemory, Slots
 from gateway.control.spawning import IGNORED
 from gateway.control.swapping import PoolMaker, Swapping
 from gateway.control.worker import Worker

@@ -15,9 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.control import admin
 from gateway.control.admin import Admin
+from gateway.control.board import Board
+from gateway.control.counters import Counters
 from gateway.control.metrics import Facts, exposition
 from gateway.control.report import Report
-from gateway.control.shared import Board, Cell, Counters, SharedMemory, endpoint_name
+from gateway.control.shared import Cell, SharedMemory, endpoint_name
 from gateway.events import AccessRecord, Cause, LegCounts
 
 FACTS = Facts(

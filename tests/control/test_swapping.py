@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.control import channel
+from gateway.control.counters import Counters
 from gateway.control.report import Report
-from gateway.control.shared import Counters, SharedMemory, Slots
+from gateway.control.shared import SharedMemory, Slots
 from gateway.control.swapping import Swapping
 from gateway.events import Address
 from gateway.limits import Limits
