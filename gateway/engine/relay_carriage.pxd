@@ -86,5 +86,5 @@ cdef class RelayCarriage(RelaySlots):
     cdef void _send_spans(self, Slot *slot, int side, bint ahead) noexcept nogil
     cdef void _splice(self, Slot *slot, int side) noexcept nogil
     cdef bint may_read(self, Slot *slot, int side) noexcept nogil
-    cdef bint send_later(self, Slot *slot, int side) noexcept nogil
+    cdef bint send_later(self, Slot *slot, int side, int count) noexcept nogil
     cdef void forget(self, Slot *slot, int side) noexcept nogil
