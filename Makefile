@@ -53,7 +53,7 @@ test-asan: ready-to-test   ## the same under AddressSanitizer and UBSan
 clean-root: ready-to-test  ## the wheel in a fresh Debian without compiler, headers, liburing (root)
 	$(PY) -m pytest tests/house/test_clean_root.py $(ARGS)
 
-autobahn: ready-to-test    ## all cases of the Autobahn suite, as client and as server
+autobahn: ready-to-test    ## all cases of the Autobahn suite, as client and as server, on both engines
 	$(PY) -m tests.autobahn.run
 
 fuzz: ready-to-test        ## coverage-guided fuzzing: make fuzz SECONDS=3600

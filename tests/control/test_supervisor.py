@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.kit import Gateway, head, launch, route
+from end_to_end.kit import Gateway, head, launch, on_engine, route
 from end_to_end.wire import upgrade
 from gateway.control.listening import bind
 from gateway.control.shared import ROUTES_MAX
@@ -230,7 +230,7 @@ def test_names_without_shared_counters_are_said_once(tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
         said(gateway, "a worker serves")
         (tmp_path / "draft").write_text(
-            (table + route("more", "builtin:echo")).replace("{engine}", "uvloop")
+            on_engine(table + route("more", "builtin:echo"), "uvloop")
         )
         (tmp_path / "draft").rename(tmp_path / "routes.toml")
         assert "more" in said(gateway, "have no place for these", 2)[-1]

@@ -12,7 +12,7 @@ from typing import Self
 from websockets.asyncio.client import connect
 
 from control.volume import config_map
-from end_to_end.kit import Gateway, launch
+from end_to_end.kit import Gateway, launch, on_engine
 from end_to_end.wire import PATIENCE
 
 SIZES = [0, 1, 125, 126, 1000, 70_000, 300_000]
@@ -92,7 +92,7 @@ def served_config_map(
 ) -> Iterator[tuple[Gateway, Callable[[str], None]]]:
     """A gateway on a table in a volume as Kubernetes mounts it, and what swaps its content."""
     def filled(text: str) -> str:
-        return text.replace("{engine}", engine)
+        return on_engine(text, engine)
 
     write = config_map(folder, filled(table))
     with launch(table, folder, engine=engine, write=False) as gateway:

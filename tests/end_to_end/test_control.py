@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from end_to_end.kit import Gateway, Starter, head, launch, route, run
+from end_to_end.kit import Gateway, Starter, head, launch, on_engine, route, run
 from end_to_end.wire import PATIENCE, upgrade, wait_for
 
 Client = Callable[..., ClientConnection]
@@ -128,7 +128,7 @@ def test_a_second_gateway_does_without_the_usual_place(start: Starter, engine: s
         second.said("no control socket")
         assert "another process listens there" in second.messages
     named = gateway.folder / "named.toml"
-    named.write_text((head('control = "control.sock"') + ECHO).replace("{engine}", engine))
+    named.write_text(on_engine(head('control = "control.sock"') + ECHO, engine))
     done = run("--routes", str(named))
     assert done.returncode == 3
     assert "another process listens there" in done.stderr

@@ -16,6 +16,8 @@ import pytest
 from end_to_end.kit import Ends, Gateway, Starter, head, route
 from end_to_end.wire import BINARY, PING, PONG, Upstream, Wire, close_frame, frame
 
+pytestmark = pytest.mark.forms
+
 SIZE = 6 * 1024 * 1024                 # more than a slow side takes within close_timeout
 STEPS = 24                             # pieces in which a slow reader takes that
 PAUSE = 0.1                            # seconds before each: 2.4 in all

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.kit import COMMAND, Ends, Starter, bound_addresses, head, route, run
+from end_to_end.kit import COMMAND, Ends, Starter, bound_addresses, head, on_engine, route, run
 from end_to_end.wire import (
     BINARY,
     TEXT,
@@ -21,7 +21,7 @@ from end_to_end.wire import (
     upgrade,
 )
 
-TABLE = head().replace("{engine}", "auto") + route("echo", "builtin:echo")
+TABLE = on_engine(head(), "auto") + route("echo", "builtin:echo")
 
 
 # --- Addresses -----------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_stale_unix_socket_is_replaced(start: Starter, tmp_path: Path) -> None:
         client.send(upgrade("/echo"))
         assert client.read_head().status == 101
     again = tmp_path / "again.toml"
-    again.write_text(table.replace("{engine}", "auto"))
+    again.write_text(on_engine(table, "auto"))
     assert run("--routes", str(again)).returncode == 3
     with gateway.connect(1) as client:
         client.send(upgrade("/echo"))
@@ -344,7 +344,7 @@ def test_explain(tmp_path: Path) -> None:
     """Which route wins, and why the others do not."""
     path = tmp_path / "routes.toml"
     path.write_text(
-        head().replace("{engine}", "auto")
+        on_engine(head(), "auto")
         + route("exact", "builtin:echo", path="/rooms/main")
         + route("canary", "builtin:echo", 'header = { X-Canary = "1" }', path="/rooms/{room}")
         + route("rooms", "builtin:echo", path="/rooms/{room}")

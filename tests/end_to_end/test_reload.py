@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import Server, ServerConnection, serve
 
-from end_to_end.kit import Gateway, Starter, head, route
+from end_to_end.kit import Gateway, Starter, head, on_engine, route
 from end_to_end.reloads import Load, listening_now, served_config_map
 from end_to_end.wire import PATIENCE, wait_for
 
@@ -46,7 +46,7 @@ def _serving(running: Server, url: str) -> Iterator[str]:
 def write(gateway: Gateway, table: str, engine: str) -> None:
     """Write another table, at one stroke."""
     draft = gateway.folder / "draft"
-    draft.write_text(table.replace("{engine}", engine))
+    draft.write_text(on_engine(table, engine))
     draft.rename(gateway.folder / "routes.toml")
 
 
@@ -263,7 +263,7 @@ def test_what_only_a_replace_changes_is_refused(
     """With a sentence that says what to do instead, in the plan, too."""
     good = head() + route("echo", "builtin:echo")
     gateway = start(good)
-    write(gateway, good.replace("{engine}", "auto"), engine)
+    write(gateway, on_engine(good, "auto"), engine)
     for arguments in (["--plan"], []):
         done = gateway.command("reload", *arguments)
         assert done.returncode == 1
