@@ -146,6 +146,8 @@ class Arrivals(Reactor):
             self.post(
                 link, Accepted(self.now(), link.number, listener.number, address_of(name), local)
             )
+            if self.now() >= self._until:
+                break
         self._resume(listener)
 
     def _may_accept(self) -> bool:

@@ -88,11 +88,30 @@ cdef class RingCompletions(RingRelays):
         cdef int operation = completion.data & 0xF
         cdef uint64_t place = (completion.data << 24) >> 28
         if operation == RECEIVE:
-            self._complete_receive(place, <uint32_t>(completion.data >> 40), completion)
+            if not (self._is_end(completion) and self.put_off(
+                completion.data, <uint32_t>completion.result
+            )):
+                self._complete_receive(place, <uint32_t>(completion.data >> 40), completion)
         elif operation == SEND:
             self._complete_send(<uint32_t>(place >> 1), place & 1, completion.result)
         else:
             RingRelays._complete(self, completion)
+
+    cdef bint _is_end(self, const Completion *completion) noexcept nogil:
+        """A receive that found the end of its stream, or an error, and took no buffer."""
+        cdef int32_t result = completion.result
+        return (
+            result <= 0 and not completion.flags & IORING_CQE_F_BUFFER and result != -ENOBUFS
+            and result != -ECANCELED and result != -EAGAIN and result != -EINTR
+        )
+
+    cdef void resume(self, uint64_t data, uint32_t mask) noexcept nogil:
+        cdef Completion completion
+        if data & 0xF == RECEIVE:
+            completion.data, completion.result, completion.flags = data, <int32_t>mask, 0
+            self._complete_receive((data << 24) >> 28, <uint32_t>(data >> 40), &completion)
+        else:
+            RingRelays.resume(self, data, mask)
 
     cdef void _loop(self, double until) noexcept nogil:
         RingRelays._loop(self, until)

@@ -129,11 +129,14 @@ class TestListening:
         rig.settle()
         assert not rig.events
 
+    @pytest.mark.parametrize(("limit", "value"), [
+        ("BATCHES_PER_TURN", 2), ("TURN_LIMIT", 0.0), ("READY_PER_TURN", 2),
+    ])
     def test_what_is_too_much_for_a_turn_is_delivered_in_the_next(
-        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
     ) -> None:
         """All of it, in order, and no link is read again before."""
-        monkeypatch.setattr(contract, "BATCHES_PER_TURN", 2)
+        monkeypatch.setattr(contract, limit, value)
         pairs = [rig.accepted() for _ in range(7)]
         for number, (link, far) in enumerate(pairs):
             rig.engine.read(link)
