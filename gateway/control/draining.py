@@ -2,7 +2,7 @@
 
 Laws of this file:
 
-- Who is connected already is accepted: to close a queue on top of somebody is an RST.
+- Who is connected already is accepted (accepting.py), unless others go on with the same sockets.
 - A drain ends when every session has; at the latest when its time is over, and the rest is cut.
 - Whoever loses bytes or a farewell once the end has begun is counted, once.
 - It decides when a session is told, never what: that is the session's own business.
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from gateway.control.accepting import Accepting
 from gateway.control.channel import Message
 from gateway.control.counters import Counters
 from gateway.control.farewells import spread
@@ -23,13 +24,11 @@ from gateway.events import AccessRecord, Command
 from gateway.protocol.desk import Desk
 from gateway.protocol.session import Session
 
-LAST_ACCEPTS = 0.2            # seconds of a drain in which who is connected already is accepted
-LAST_HANDSHAKES = 1.0         # seconds for them before a drain in which others accept
+LAST_HANDSHAKES = 1.0         # seconds for those that are under way before a drain in which others accept
 CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
 
 # Names of timers, of the worker's own link.
 _DRAIN = "drain"
-_UNLISTEN = "unlisten"
 _FAREWELL = "farewell"
 _HANDSHAKES = "handshakes"
 _CUT = "cut"
@@ -47,10 +46,7 @@ class Host(Protocol):
         """Seconds since a byte passed in its relay; None where it has none."""
 
     def last_call(self) -> None:
-        """Accept all who wait; others reckon with us no more."""
-
-    def unlisten(self) -> None:
-        """Accept nobody any more."""
+        """Others reckon with us no more."""
 
     def set_timer(self, name: str, at: float) -> None:
         """One of the worker's own."""
@@ -64,21 +60,21 @@ class Host(Protocol):
 
 class Draining:
     """The end of one worker, from the order to drain, or to kill, on; before that it tells
-    sessions of single routes goodbye. `sessions` are the worker's, as they come and go."""
+    sessions of single routes goodbye. `accepting` and `sessions` are the worker's."""
 
     def __init__(
-        self, host: Host, desk: Desk, report: Report, sessions: Mapping[Party, Session],
-        number: int, counters: Counters | None,
+        self, host: Host, accepting: Accepting, desk: Desk, report: Report,
+        sessions: Mapping[Party, Session], number: int, counters: Counters | None,
     ) -> None:
         self.has_begun = False
         self._host = host
+        self._accepting = accepting
         self._desk = desk
         self._report = report
         self._sessions = sessions
         self._number = number
         self._counters = counters
         self._postponed: Message = {}   # the order to drain, as long as handshakes may finish
-        self._last_accepts = (0, 0.0)   # accepted when it was looked last; until when it is looked
         self._farewells: deque[tuple[float, Party]] = deque()  # when, and whom
         self._killed = False
 
@@ -96,7 +92,8 @@ class Draining:
             return
         if message["others"]:
             # They take who comes. Who is in the middle of a handshake here may finish it first.
-            self._host.unlisten()
+            self._host.last_call()
+            self._accepting.leave()
             self._postponed = message | {"others": False}
             self._host.set_timer(_HANDSHAKES, at + LAST_HANDSHAKES)
             return
@@ -118,8 +115,7 @@ class Draining:
         answer = max((one.close_timeout for one in self._desk.table.routes), default=0.0)
         self._farewells = deque(spread(idle, at, seconds - answer))
         self._say_farewells(at)
-        self._last_accepts = (-1, at + LAST_ACCEPTS)
-        self._accept_the_last(at)
+        self._accepting.go(at)
 
     def orphaned(self, at: float) -> None:
         """The supervisor is gone: nobody would take our place."""
@@ -148,8 +144,6 @@ class Draining:
             self.drain(self._postponed, at)
         elif name == _FAREWELL:
             self._say_farewells(at)
-        elif name == _UNLISTEN:
-            self._accept_the_last(at)
         elif name == _CUT:
             self._host.stop()
 
@@ -180,26 +174,16 @@ class Draining:
         if self._farewells:
             self._host.set_timer(_FAREWELL, self._farewells[0][0])
 
-    def _accept_the_last(self, at: float) -> None:
-        """Look for a turn whether somebody is left in the backlog, then close it. To close it on
-        top of them would reset them, and they may have sent a request."""
-        before, until = self._last_accepts
-        accepted = self._host.counts.accepted
-        if accepted == before or at >= until:
-            self._host.unlisten()
-            return
-        self._last_accepts = (accepted, until)
-        self._host.set_timer(_UNLISTEN, at)
-
     def _kill(self, at: float, why: str) -> None:
         """Cut what is there; those that had something to lose are counted."""
         if self._killed:
             return
         self._begin()
-        self._host.unlisten()
+        self._host.last_call()
+        self._accepting.end()
         self._killed = True
         self._farewells.clear()
-        for name in (_FAREWELL, _UNLISTEN, _DRAIN):
+        for name in (_FAREWELL, _DRAIN):
             self._host.clear_timer(name)
         self._host.set_timer(_CUT, at + CUT_LIMIT)
         before = self._host.counts.cut

@@ -25,6 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 from gateway import events
+from gateway.control.accepting import LOOK, Accepting, Told
 from gateway.control.attending import Attending
 from gateway.control.channel import Message
 from gateway.control.counters import Counters
@@ -83,9 +84,7 @@ class Worker:
         self._pulse: Pulse | None = None
         self._bound = bound
         self._make_session = make_session
-        self._listening: dict[int, Link] = {}  # by the supervisor's numbers
-        self._listeners: dict[Link, Listener] = {}  # those that are on their way out, too
-        self._listeners_open = False
+        self._accepting = Accepting(engine)
         self._clients: dict[Link, Party] = {}    # by the client's link; echo endpoints, too
         self._upstreams: dict[Link, Party] = {}
         self._sessions: dict[Party, Session] = {}
@@ -95,7 +94,9 @@ class Worker:
         self._trouble = Trouble(report)
         self._said_before: Iterable[Message] = ()  # that it began
         self._own: Link = -1            # for the worker's timers; the channel may be lost
-        self._draining = Draining(self, desk, report, self._sessions, number, counters)
+        self._draining = Draining(
+            self, self._accepting, desk, report, self._sessions, number, counters
+        )
         self.orders = Orders(engine, channel, self._draining.orders, self._draining.orphaned)
         self.orders.know(Attending(self._sessions, self.tell).orders)
         self._execute_one: dict[type[Command], Callable[[Party, Any], None]] = {
@@ -126,16 +127,16 @@ class Worker:
     def start(self) -> None:
         """Listen. Events are expected from here on."""
         self._own, _ = self._engine.pair()
+        self._accepting.own = self._own
         self.orders.start()
-        self._listeners_open = bool(self._bound)
         # Records name the address as it really is, where the table says port 0.
-        self.listen_on(
+        self._accepting.change(
             {n: replace(each.listener, address=each.address) for n, each in self._bound.items()},
             {n: each.socket for n, each in self._bound.items()},
         )
         if self._counters is not None:
             self._pulse = Pulse(
-                self._engine, self._own, self._listening.values(), self._desk.limits,
+                self._engine, self._own, self._accepting.links, self._desk.limits,
                 self._counters, self._report, self._sessions.keys(),
             )
             self._pulse.start()
@@ -145,22 +146,16 @@ class Worker:
     @property
     def listening(self) -> Collection[int]:
         """The numbers of the listeners that it accepts from."""
-        return self._listening.keys()
+        return self._accepting.numbers
 
     def listen_on(
-        self, listeners: dict[int, Listener], sockets: dict[int, socket.socket]
+        self, listeners: dict[int, Listener], sockets: dict[int, socket.socket], at: float,
+        told: Told,
     ) -> None:
-        """Accept from these and no others; of those that are new here are the sockets."""
-        if self._draining.has_begun:
-            for each in sockets.values():
-                each.close()
-            return
-        for number in [number for number in self._listening if number not in listeners]:
-            self._engine.unlisten(self._listening.pop(number))
-        for number, listener in listeners.items():
-            if number not in self._listening:
-                self._listening[number] = self._engine.listen(sockets[number])
-            self._listeners[self._listening[number]] = listener
+        """Accept from these and no others; of those that are new here are the sockets. It is told
+        when those that went are closed."""
+        self._accepting.change(listeners, sockets)
+        self._accepting.closed(at, told)
 
     def drain_routes(self, seconds: dict[str, float], at: float) -> None:
         """Tell the sessions of these routes goodbye, over so many seconds."""
@@ -174,7 +169,7 @@ class Worker:
             self._deliver_one(event)
         if self._desk.news:
             self._trouble.endpoints(self._engine.now(), self._desk.news)
-        if self._draining.has_begun and not self._sessions and not self._listeners_open:
+        if self._draining.has_begun and not self._sessions and not self._accepting.is_open:
             self.stop()
         if self._report.said:
             self._flush()
@@ -194,12 +189,10 @@ class Worker:
         elif isinstance(event, Accepted):
             self._admit(event)
         elif isinstance(event, events.AcceptPaused):
-            listener = self._listeners[event.link]
-            self._trouble.accept_paused(event.at, str(listener.address), event.fault)
+            address = str(self._accepting.listener(event.link).address)
+            self._trouble.accept_paused(event.at, address, event.fault)
         elif isinstance(event, events.AcceptResumed):
-            self._trouble.accept_resumed(str(self._listeners[event.link].address))
-        elif isinstance(event, events.Closed):
-            self._listeners.pop(event.link, None)
+            self._trouble.accept_resumed(str(self._accepting.listener(event.link).address))
         # Else it is of a link that was forgotten.
 
     def _client_event(self, party: Party, event: Event) -> None:
@@ -305,7 +298,8 @@ class Worker:
             self._pulse.look(event.at)
         name = f"{self._name}-{self.counts.accepted}"
         session = self._make_session(
-            number=name, accepted=event, listener=self._listeners[event.listener], desk=self._desk
+            number=name, accepted=event, listener=self._accepting.listener(event.listener),
+            desk=self._desk,
         )
         party = Party(session, event.link, name)
         self._clients[event.link] = party
@@ -322,6 +316,8 @@ class Worker:
             self.orders.obey(self._said_before, event.at)
         elif event.name == _FLUSH:
             self._flushing = False
+        elif event.name == LOOK:
+            self._accepting.look(event.at)
         else:
             self._draining.timed_out(event.name, event.at)
             if self._pulse is not None:
@@ -340,16 +336,9 @@ class Worker:
         return None if party.client is None else self._engine.idle(party.client)
 
     def last_call(self) -> None:
-        """Accept all who wait; others reckon with us no more."""
+        """Others reckon with us no more."""
         if self._pulse is not None:
             self._pulse.stop()
-
-    def unlisten(self) -> None:
-        """What waits in the queues is for others, if there are any."""
-        self.last_call()
-        self._listeners_open = False
-        for listener in self._listening.values():
-            self._engine.unlisten(listener)
 
     def _share(self, cell: Cell) -> None:
         """One more of these, for all to see."""

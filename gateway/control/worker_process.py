@@ -105,7 +105,8 @@ def _serve(
     worker = Worker(
         engine, desk, report, bound, lines, number=begin["worker"], counters=counters
     )
-    worker.orders.know(Swapping(worker, desk, report, lane, counters, make_pool).orders)
+    swapping = Swapping(worker, desk, report, lane, counters, make_pool, worker.orders.say)
+    worker.orders.know(swapping.orders)
     worker.run(behind)
 
 

@@ -99,6 +99,11 @@ class Engine(Protocol):
     def unlisten(self, listener: int) -> None:
         """Stop accepting. What waits in the backlog stays there for others who share it."""
 
+    def waits(self, listener: int) -> bool:
+        """Whether somebody is still to come by this listener: waits in its backlog, or was accepted
+        and is not delivered yet. Asked before `unlisten` by whoever has the socket's last
+        descriptor: to close that resets those who wait."""
+
     def adopt(self, inherited: socket.socket) -> Link:
         """An already connected stream socket becomes a link, open at once (no event)."""
 

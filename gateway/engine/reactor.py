@@ -15,6 +15,7 @@ then tell the poller what changed. Laws of this file:
 What is ready, due and posted means is said in `core.py`.
 """
 
+import select
 import socket
 import struct
 from collections import deque
@@ -89,6 +90,13 @@ class Reactor:
     def random_bytes(self, count: int) -> bytes:
         """Unpredictable bytes, for masks and pings."""
         raise NotImplementedError
+
+    def _is_readable(self, sock: socket.socket) -> bool:
+        """Whether something is there to read, or somebody to accept. The poller is not asked: it
+        has its turns, and may not watch this one."""
+        asking = select.poll()
+        asking.register(sock, select.POLLIN)
+        return bool(asking.poll(0))
 
     def _wake(self) -> None:
         """See to it that `_turn` is called soon. Called from verbs, outside of a turn."""

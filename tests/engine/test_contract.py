@@ -166,6 +166,27 @@ class TestListening:
         rig.until(lambda: rig.data(event.link) == b"still here")
         assert rig.engine.stats().listeners == 1
 
+    def test_who_is_still_to_come_is_known(self, rig: Rig) -> None:
+        """In the backlog, also while the listener is held, and until the last is delivered."""
+        listening, address = rig.listening()
+        listener = rig.engine.listen(listening)
+        rig.settle()
+        assert not rig.engine.waits(listener)
+        rig.engine.hold(listener)
+        for _ in range(3):
+            rig.client(address)
+        rig.settle()
+        assert rig.engine.waits(listener)
+        told: list[bool] = []
+        rig.on_event = lambda _: told.append(rig.engine.waits(listener))
+        rig.engine.read(listener)
+        rig.until(lambda: len(rig.events) == 3)
+        assert told == [True, True, False]
+        assert not rig.engine.waits(listener)
+        rig.engine.unlisten(listener)
+        assert not rig.engine.waits(listener)
+        assert not rig.engine.waits(4711)
+
     def test_unlisten_twice_and_of_nobody_is_harmless(self, rig: Rig) -> None:
         listening, _ = rig.listening()
         listener = rig.engine.listen(listening)
