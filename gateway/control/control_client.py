@@ -141,7 +141,8 @@ def status_text(status: Message) -> str:
     ]
     error = status["reloads"]["error"]
     if error:
-        lines += [f"  the latest failed: {_shown(line)}" for line in error.splitlines()]
+        again = ", and is tried again" if status["reloads"].get("retried") else ""
+        lines += [f"  the latest failed{again}: {_shown(line)}" for line in error.splitlines()]
     workers = [
         [one["worker"], str(one["pid"]), one["state"], one["connections"], one["sessions"],
          f"{one['lag_ms']:.1f}", one["restarts"]]

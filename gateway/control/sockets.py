@@ -88,7 +88,9 @@ class Sockets:
                     bound = Bound(listener, each.bound.socket, each.bound.address, each.bound.file)
                     listening.adjust(bound)
                     break
-        bound = bound or listening.bind(listener)
+        # One that the table has at another address now, or wider: it is closed once we serve.
+        going = [each.bound for each in self._handed if each.wanted.port]
+        bound = bound or listening.bind(listener, going)
         self._used.append((role, bound))
         return bound
 

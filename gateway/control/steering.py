@@ -25,7 +25,7 @@ from gateway.control.handle import WorkerGone, WorkerHandle, WorkerState
 from gateway.control.listening import Bound
 from gateway.control.names import Names
 from gateway.control.plan import Plan
-from gateway.control.reloading import Reloader
+from gateway.control.reloading import RETRY, Reloader
 from gateway.control.report import Value
 from gateway.control.resolver import Failure
 from gateway.control.sockets import Handed
@@ -87,6 +87,10 @@ class Steering:
             for role, bound in self._bound.items() if bound is not None
         ]
 
+    def still(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Nothing is reloaded meanwhile."""
+        return self._reloader.still()
+
     def serving(self) -> None:
         """All workers serve: what may change is looked at from here on."""
         from gateway.control.watching import Watch  # noqa: PLC0415 - after the start, which is quick
@@ -94,6 +98,7 @@ class Steering:
         names = Names(self._reloader, self._supervisor)
         names.failed(self._failures)
         self._begin(names.run())
+        self._begin(self._reloader.try_again())
         watch = Watch(self._path, self._seen, self._changed, self._unwatched)
         watch.start()
         self._at_end.callback(watch.stop)
@@ -152,6 +157,7 @@ class Steering:
             "listening": [str(each.address) for each in supervisor.terms.bound.values()],
             "reloads": {
                 "done": outcome.done, "failed": outcome.failed, "error": outcome.error,
+                "retried": outcome.is_retried,
             },
             "workers": [self._worker(worker) for worker in supervisor.workers],
             "routes": [
@@ -227,7 +233,8 @@ class Steering:
             sessions = self._sessions()
             done, warnings = await self._reloader.reload("gateway reload")
         except GatewayError as error:
-            return _error(str(error))
+            again = f"it is tried again each {RETRY:g} s, as long as the files say the same"
+            return _error(f"{error}\n{again}" if error.may_pass else str(error))
         return self._plan("reloaded", done, warnings, sessions)
 
     async def plan(self) -> Message:

@@ -95,6 +95,9 @@ class Attendant(Protocol):
     def serving(self) -> None:
         """All workers serve, for the first time."""
 
+    def still(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Within this the terms stay what they are; who changes them is waited for."""
+
     def behind(self, worker: WorkerHandle) -> None:
         """This one serves, on terms that hold no longer."""
 
@@ -429,7 +432,17 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     async def _be_replaced(self, replacement: Replacement) -> None:
+        """Have a new program take our place. It reads the table by itself: what that names anew is
+        either ours before it starts, and handed over, or stays free for it."""
+        async with self.attendant.still():
+            await self._start_successor(replacement)
+        if self.sockets.given_away:
+            await self.attendant.close()         # whoever asks from here on asks the new one
+
+    async def _start_successor(self, replacement: Replacement) -> None:
         """Start the program anew; drain when that one serves, and serve on if it does not."""
+        if not self.ready:
+            return                               # it was told to end while it waited
         ours = [
             Handed(LISTENER, each.listener.address, each) for each in self.terms.bound.values()
         ]
@@ -449,7 +462,6 @@ class Supervisor:
         self.notifier.succeeded_by(pid)
         self.say(self.report.info, "the new program serves; this one drains", child=pid)
         self._drain("replaced")
-        await self.attendant.close()             # whoever asks from here on asks the new one
 
     # --- The end ----------------------------------------------------------------------------
 

@@ -45,7 +45,9 @@ STATUS: dict[str, Any] = {
     "is": "status", "version": "0.1.0", "engine": "uvloop", "pid": 7, "ready": True,
     "draining": False, "uptime": 3725.5, "table": "/etc/routes.toml",
     "listening": ["127.0.0.1:80"],
-    "reloads": {"done": 2, "failed": 1, "error": "routes.toml: found x\x1b, expected y"},
+    "reloads": {
+        "done": 2, "failed": 1, "error": "routes.toml: found x\x1b, expected y", "retried": True,
+    },
     "workers": [
         {"worker": 0, "pid": 8, "state": "serving", "connections": 1234, "sessions": 1200,
          "lag_ms": 0.25, "restarts": 1},

@@ -1,5 +1,6 @@
 """Binding: where it is bound, who else may, what of a Unix socket's file, and what is said."""
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.control import listening
-from gateway.control.listening import bind
+from gateway.control.listening import Bound, bind
 from gateway.errors import ListenError
 from gateway.events import Address
 from gateway.table import Listener
@@ -29,9 +30,9 @@ def stale(path: Path) -> None:
         dead.bind(str(path))
 
 
-def refused(listener: Listener) -> str:
+def refused(listener: Listener, *going: Bound) -> str:
     with pytest.raises(ListenError) as caught:
-        bind(listener)
+        bind(listener, going)
     assert caught.value.exit_code == 3
     return str(caught.value)
 
@@ -65,6 +66,40 @@ def test_a_second_gateway_is_refused() -> None:
         f"another port (process id {os.getpid()})"
     )
     first.abandon()
+
+
+@pytest.mark.parametrize(("now", "then"), [
+    ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("::1", "::"), ("::", "::1"),
+    ("127.0.0.1", "127.0.0.1"),
+])
+def test_what_will_go_keeps_nobody_from_its_port(now: str, then: str) -> None:
+    """Both listen meanwhile, and a second gateway is refused: before, then, and afterwards."""
+    if ":" in now and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    old, other = bind(tcp(now)), bind(tcp(now))
+    port = old.address.port
+    assert refused(tcp(then, port))
+    new = bind(tcp(then, port), [other, old])
+    for each in (old, new):
+        assert not each.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+        assert refused(tcp(now, port))
+        assert refused(tcp(then, port))
+        with socket.create_connection(("::1" if ":" in now else "127.0.0.1", port)):
+            each.abandon()
+    other.abandon()
+    bind(tcp(now, port)).abandon()
+
+
+def test_what_will_go_may_be_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket of another user cannot be shared; the sentence does not blame another process."""
+    old = bind(tcp())
+    port = old.address.port
+    monkeypatch.setattr(listening, "_sharing", lambda _: contextlib.nullcontext())
+    said = refused(tcp("0.0.0.0", port), old)
+    assert said.startswith(
+        f"cannot listen on 0.0.0.0:{port}: this gateway listens on 127.0.0.1:{port} until then"
+    )
+    old.abandon()
 
 
 def test_who_has_it_may_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from end_to_end.kit import Gateway, Starter, head, on_engine, route
 from end_to_end.reloads import Load, listening_now, served_config_map
-from end_to_end.wire import PATIENCE, wait_for
+from end_to_end.wire import PATIENCE, upgrade, wait_for
+from end_to_end.wire import connect as connect_to
 
 Client = Callable[..., ClientConnection]
 
@@ -177,6 +178,76 @@ def test_listeners_come_and_go_without_touching_the_others(
     for one in (first, second, client(gateway, "/echo")):
         assert answers(one)
         one.close()
+
+
+@pytest.mark.parametrize(("now", "then"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")])
+def test_a_listener_becomes_wider_or_narrower(
+    start: Starter, engine: str, client: Client, now: str, then: str
+) -> None:
+    """On its port, in one reload; sessions go on, and who waits is served."""
+    echoing = route("echo", "builtin:echo")
+    gateway = start(head(listen=(f"{now}:0",)) + echoing)
+    one = client(gateway, "/echo")
+    (worker,) = gateway.workers
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as waiting:
+            host = ("127.0.0.1", gateway.port)
+            clients = [waiting.enter_context(connect_to(host)) for _ in range(100)]
+            for each in clients:
+                each.send(upgrade("/echo"))
+            write(gateway, head(listen=(f"{then}:{gateway.port}",)) + echoing, engine)
+            gateway.signal(signal.SIGHUP)
+            os.kill(worker, signal.SIGCONT)
+            gateway.said("1 listeners added, 1 listeners removed")
+            for each in clients:
+                assert each.read_head().status == 101
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert listening_now(gateway) == [f"{then}:{gateway.port}"]
+    assert answers(one)
+    assert answers(client(gateway, "/echo"))
+
+
+def test_an_address_that_becomes_free_is_taken_then(
+    start: Starter, engine: str, client: Client
+) -> None:
+    """A reload that failed for it is tried again by itself; meanwhile that is said."""
+    echoing = route("echo", "builtin:echo")
+    gateway = start(head() + echoing)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        write(gateway, head(listen=("127.0.0.1:0", f"127.0.0.1:{port}")) + echoing, engine)
+        gateway.said("the table is not reloaded")
+        assert gateway.ask("status")["reloads"]["retried"]
+        done = gateway.command("reload")
+        assert done.returncode == 1
+        assert "it is tried again each 5 s" in done.stderr
+    gateway.said('"cause":"it is tried again"')
+    assert answers(client(gateway, "/echo", port))
+    assert not gateway.ask("status")["reloads"]["retried"]
+
+
+def test_who_waits_on_a_listener_that_goes_is_served(start: Starter, engine: str) -> None:
+    """Many more than a worker accepts in a turn; the rest would be reset."""
+    echoing = route("echo", "builtin:echo")
+    gateway = start(head(listen=("127.0.0.1:0", "unix:goes.sock")) + echoing)
+    (worker,) = gateway.workers
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as waiting:
+            clients = [waiting.enter_context(gateway.connect(1)) for _ in range(400)]
+            for one in clients:
+                one.send(upgrade("/echo"))
+            write(gateway, head() + echoing, engine)
+            gateway.signal(signal.SIGHUP)
+            os.kill(worker, signal.SIGCONT)
+            gateway.said("1 listeners removed")
+            for one in clients:
+                assert one.read_head().status == 101
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert not (gateway.folder / "goes.sock").exists()
 
 
 def test_a_unix_listener_that_a_reload_brought_leaves_no_file(

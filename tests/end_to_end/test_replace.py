@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from end_to_end.kit import Gateway, Starter, head, open_ws, route
-from end_to_end.wire import PATIENCE, TEXT, Upstream, close_frame, frame, plain
+from end_to_end.wire import PATIENCE, TEXT, Upstream, close_frame, connect, frame, plain
 
 TABLE = head('drain = "20s"') + route("page", "builtin:page", path="/")
 
 
 @contextlib.contextmanager
-def successor(gateway: Gateway) -> Iterator[int]:
+def successor(gateway: Gateway, *, signalled: bool = False) -> Iterator[int]:
     """Have it replaced; the new program's process, which is ended afterwards."""
     count = len([line for line in gateway.err.lines if '"serving"' in line])
-    gateway.signal(signal.SIGUSR2)
+    if not signalled:
+        gateway.signal(signal.SIGUSR2)
 
     def there() -> bool:
         return any('"the new program serves' in line for line in gateway.err.lines)
@@ -126,6 +128,47 @@ def test_a_new_program_that_fails_changes_nothing(start: Starter, tmp_path: Path
     with successor(gateway):
         assert gateway.process.wait(PATIENCE) == 0
         ask(gateway)
+
+
+def test_an_edit_in_the_same_moment(start: Starter, engine: str) -> None:
+    """The new program reads the table, and binds what comes with it: the old one keeps still."""
+    gateway = start(TABLE)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    more = TABLE + f'[[listener]]\naddress = "127.0.0.1:{port}"\n'
+    draft = gateway.folder / "draft"
+    draft.write_text(more.replace("{engine}", engine))
+    draft.rename(gateway.folder / "routes.toml")
+    with successor(gateway):
+        assert gateway.process.wait(PATIENCE) == 0
+        ask(gateway)
+        with connect(("127.0.0.1", port)) as client:
+            client.send(plain("/"))
+            assert client.read_answer()[0].status == 200
+    assert "the table is not reloaded" not in gateway.messages
+
+
+@pytest.mark.parametrize(("now", "then"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")])
+def test_the_new_program_listens_wider_or_narrower(
+    start: Starter, engine: str, now: str, then: str
+) -> None:
+    """On the port of a socket that is handed over, and that its table does not name any more."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    gateway = start(TABLE.replace("127.0.0.1:0", f"{now}:{port}"))
+    gateway.signal(signal.SIGUSR2)               # and only then is the table another one
+    draft = gateway.folder / "draft"
+    draft.write_text(TABLE.replace("127.0.0.1:0", f"{then}:{port}").replace("{engine}", engine))
+    draft.rename(gateway.folder / "routes.toml")
+    with successor(gateway, signalled=True):
+        assert gateway.process.wait(PATIENCE) == 0
+        with connect(("127.0.0.1", port)) as client:
+            client.send(plain("/"))
+            assert client.read_answer()[0].status == 200
+        serving = [line for line in gateway.err.lines if '"serving"' in line]
+        assert f'"listening":"{then}:{port}"' in serving[-1]
 
 
 def test_sigterm_while_it_is_replaced_ends_both(start: Starter) -> None:
