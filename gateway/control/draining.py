@@ -24,7 +24,7 @@ from gateway.events import AccessRecord, Command
 from gateway.protocol.desk import Desk
 from gateway.protocol.session import Session
 
-LAST_HANDSHAKES = 1.0         # seconds for those that are under way before a drain in which others accept
+LAST_HANDSHAKES = 1.0         # seconds for those under way before a drain in which others accept
 CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
 
 # Names of timers, of the worker's own link.
