@@ -4,7 +4,9 @@ Laws of this file:
 
 - Who is connected already is accepted (accepting.py), unless others go on with the same sockets.
 - A drain ends when every session has; at the latest when its time is over, and the rest is cut.
-- Whoever loses bytes or a farewell once the end has begun is counted, once.
+- Who was cut is what records say: where one is written once the end has begun, and has the cause
+  `killed` or a side that is `cut`. So the exit code, the counters and the log agree with them. One
+  that has no record when all is over was cut, too.
 - It decides when a session is told, never what: that is the session's own business.
 """
 
@@ -20,7 +22,7 @@ from gateway.control.orders import Order
 from gateway.control.parties import Counts, Party
 from gateway.control.report import Report
 from gateway.control.shared import Cell
-from gateway.events import AccessRecord, Command
+from gateway.events import AccessRecord, Cause, Command
 from gateway.protocol.desk import Desk
 from gateway.protocol.session import Session
 
@@ -77,6 +79,7 @@ class Draining:
         self._postponed: Message = {}   # the order to drain, as long as handshakes may finish
         self._farewells: deque[tuple[float, Party]] = deque()  # when, and whom
         self._killed = False
+        self._why = "a side took nothing of what waited for it"
 
     @property
     def orders(self) -> dict[str, Order]:
@@ -153,11 +156,24 @@ class Draining:
         if self.has_begun and session is not None:
             self._host.tell(party, session.kill if self._killed else session.drain, at)
 
-    def recorded(self, party: Party, record: AccessRecord) -> None:
-        """A relay may end before the drain is over, and not well: one that takes nothing is cut
-        after its `write_timeout`."""
-        if self.has_begun and any(counts.cut for counts in record.counts):
-            self._count_cut(party)
+    def recorded(self, record: AccessRecord) -> None:
+        """A session's record. A relay may end badly before the drain is over, too: one that takes
+        nothing is cut after its `write_timeout`."""
+        if self.has_begun and (
+            record.cause == Cause.KILLED.value or any(counts.cut for counts in record.counts)
+        ):
+            self._count_cut()
+
+    def over(self) -> None:
+        """All is over: who has no record will get none."""
+        for session in self._sessions.values():
+            if session.record is not None:
+                self._count_cut()
+        if self._host.counts.cut:
+            self._report.warning(
+                f"sessions were cut: {self._why}", worker=self._number,
+                sessions=self._host.counts.cut,
+            )
 
     # --- The end -----------------------------------------------------------------------------
 
@@ -175,10 +191,11 @@ class Draining:
             self._host.set_timer(_FAREWELL, self._farewells[0][0])
 
     def _kill(self, at: float, why: str) -> None:
-        """Cut what is there; those that had something to lose are counted."""
+        """Cut what is there."""
         if self._killed:
             return
         self._begin()
+        self._why = why
         self._host.last_call()
         self._accepting.end()
         self._killed = True
@@ -186,21 +203,10 @@ class Draining:
         for name in (_FAREWELL, _DRAIN):
             self._host.clear_timer(name)
         self._host.set_timer(_CUT, at + CUT_LIMIT)
-        before = self._host.counts.cut
         for party, session in list(self._sessions.items()):
-            if session.is_busy:
-                self._count_cut(party)
             self._host.tell(party, session.kill, at)
-        cut = self._host.counts.cut - before
-        if cut:
-            self._report.warning(
-                f"cutting sessions: {why}", worker=self._number, sessions=cut
-            )
 
-    def _count_cut(self, party: Party) -> None:
-        """Once each."""
-        if not party.cut:
-            party.cut = True
-            self._host.counts.cut += 1
-            if self._counters is not None:
-                self._counters.add(Cell.CUT)
+    def _count_cut(self) -> None:
+        self._host.counts.cut += 1
+        if self._counters is not None:
+            self._counters.add(Cell.CUT)

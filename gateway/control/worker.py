@@ -349,6 +349,7 @@ class Worker:
         """All is over."""
         if not self._stopped:
             self._stopped = True
+            self._draining.over()
             self._report.flush()        # so that what cannot be written is known
             self.orders.say({
                 "is": "ended", "accepted": self.counts.accepted, "cut": self.counts.cut,
@@ -471,7 +472,7 @@ class Worker:
             self._engine.clear_timer(party.client, command.name)
 
     def _record(self, party: Party, command: events.Record) -> None:
-        self._draining.recorded(party, command.record)
+        self._draining.recorded(command.record)
         if self._counters is not None:
             self._counters.record(command.record, party.counted)
         self._report.access(command.record)

@@ -157,7 +157,8 @@ class Engine(Protocol):
         """End the relay of this client link with the farewells for `cause` (`DRAIN`: told, then
         waited for as long as `write_timeout` and `close_timeout` allow; `KILLED`: told where a
         frame boundary allows, then cut at once). `rules` have other farewells, and are the relay's
-        in all else. Answered by `RelayEnded`. Repeating it is harmless; `KILLED` overrides."""
+        in all else. Answered by `RelayEnded`. Repeating it is harmless; `KILLED` overrides, and
+        is the cause of a drain that still waited for a side."""
 
     def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
         """Counters of a running relay, from the client and from the upstream; None if none."""

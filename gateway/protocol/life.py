@@ -15,7 +15,7 @@ from typing import Final
 
 from gateway import events
 from gateway.errors import Blame, ClientError
-from gateway.events import CLIENT, UPSTREAM, Accepted, AccessRecord, Command, Event
+from gateway.events import CLIENT, UPSTREAM, Accepted, AccessRecord, Command, Event, LegCounts
 from gateway.protocol import http1, websocket
 from gateway.protocol.desk import Desk
 from gateway.protocol.exchange import Exchange, ExchangeState
@@ -322,7 +322,8 @@ class Life:
 
     def abort(self, detail: str, blame: Blame) -> None:
         """Reset both sides: what was under way must not look whole."""
-        self.write_record(blame=blame, detail=detail)
+        cut = (LegCounts(cut=True), LegCounts())
+        self.write_record(blame=blame, detail=detail, counts=cut)
         self.drop_upstream()
         self.release()
         self.order(events.Reset(CLIENT))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from control.test_worker import Stage
+from control.stage import Stage
 from gateway import events
 from gateway.control.farewells import spread
 from gateway.events import Cause, Link

@@ -552,8 +552,8 @@ def open_descriptors() -> dict[str, str]:
 
 @contextlib.contextmanager
 def rig_of(kind: str, folder: Path) -> Iterator[Rig]:
-    """A rig, and that it leaves nothing behind. (What went meanwhile was another test's: a socket in
-    a cycle of garbage is closed when the collector comes by.)"""
+    """A rig, and that it leaves nothing behind. (What went meanwhile was another test's: a socket
+    in a cycle of garbage is closed when the collector comes by.)"""
     before = open_descriptors()
     rig = RIGS[kind](folder)
     try:

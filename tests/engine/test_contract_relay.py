@@ -436,7 +436,9 @@ class TestRelayEnds:
         rig.settle()
         assert not bridge.over()
         rig.engine.end(bridge.client, Cause.KILLED)
-        assert bridge.ended().cause is Cause.DRAIN
+        ended = bridge.ended()
+        assert ended.cause is Cause.KILLED
+        assert [one.cut for one in ended.counts] == [True, False]
         bridge.browser.resume()
         rig.until(lambda: bridge.browser.was_reset)
 
