@@ -1,5 +1,6 @@
 """The gateway as a process: addresses, signals, drain, exit codes, `check`, `explain`."""
 
+import contextlib
 import signal
 import socket
 import stat
@@ -12,6 +13,7 @@ import pytest
 from end_to_end.kit import COMMAND, Ends, Starter, bound_addresses, head, on_engine, route, run
 from end_to_end.wire import (
     BINARY,
+    PATIENCE,
     TEXT,
     Upstream,
     close_frame,
@@ -363,6 +365,22 @@ def test_explain(tmp_path: Path) -> None:
 
 
 # --- Standard output -----------------------------------------------------------------------------
+
+
+def test_long_records_of_many_workers_do_not_mix(start: Starter) -> None:
+    """All write into one pipe, which takes a line of 4,096 bytes whole; a longer one is cut."""
+    gateway = start(head("workers = 3") + route("echo", "builtin:echo"))
+    with contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(gateway.connect()) for _ in range(60)]
+        for number, client in enumerate(clients):
+            client.send(plain(f"/{number}/" + "long" * 1900))
+        for client in clients:
+            assert client.read_answer()[0].status == 404
+    gateway.out.wait(lambda: len(gateway.out.lines) >= 60, PATIENCE)
+    assert {int(one["path"].split("/")[1]) for one in gateway.records} == set(range(60))
+    for line in gateway.out.lines:
+        assert 4000 < len(line) < 4096
+        assert '..."' in line
 
 
 def test_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
