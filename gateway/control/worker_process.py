@@ -9,6 +9,8 @@ Laws of this file:
 - It reads no table's file, resolves no name and binds nothing: all that comes from the supervisor.
 - Only what a worker needs is imported: it has to be quick, since it may replace one that died.
 - It ends with 0, or with `EXIT_BUG` and a traceback in the log.
+- It drains when its supervisor is gone, and to see that it has to run: one that is stopped then
+  (SIGSTOP) would keep the addresses for ever, so the kernel is asked to have it go on.
 """
 
 import importlib.resources
@@ -38,6 +40,7 @@ from gateway.table import Table, Upstream
 from gateway.upstreams import News, Pool
 
 EXIT_BUG = 70                 # EX_SOFTWARE of sysexits.h
+PR_SET_PDEATHSIG = 1          # linux/prctl.h
 
 
 def main() -> None:
@@ -45,6 +48,7 @@ def main() -> None:
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
+    _go_on_alone()
     lines = socket.socket(fileno=int(sys.argv[1]))
     lane = socket.socket(fileno=int(sys.argv[2]))
     memory = SharedMemory(int(sys.argv[3]))
@@ -60,6 +64,16 @@ def main() -> None:
         sys.exit(EXIT_BUG)
     finally:
         report.close()
+
+
+def _go_on_alone() -> None:
+    """Have the kernel send SIGCONT when our parent ends, which is its main thread (prctl(2)). To
+    one that runs it is nothing. Where Python has no ctypes, who keeps an address is only named."""
+    try:
+        import ctypes  # noqa: PLC0415 - Pythons are built without it
+    except ImportError:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
 
 
 def _first(lines: socket.socket) -> tuple[Message | None, list[Message]]:

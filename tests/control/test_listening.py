@@ -5,6 +5,8 @@ import fcntl
 import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,28 @@ def test_who_has_it_may_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     port = first.address.port
     assert refused(tcp(port=port)).endswith(f" (ss -ltnp 'sport = :{port}' shows which)")
     first.abandon()
+
+
+def test_a_worker_that_keeps_an_address_alone_is_named() -> None:
+    """A debugger has stopped it, or it hangs: it cannot see that its supervisor is gone."""
+    program = ("import socket, sys; kept = socket.create_server(('127.0.0.1', 0)); "
+               "print('port', kept.getsockname()[1], flush=True); sys.stdin.read()")
+    alone = subprocess.Popen(           # of a shell, which ends at once
+        ["sh", "-c", 'exec 3<&0; "$@" <&3 & echo process $!', "sh", sys.executable, "-c", program,
+         "gateway.control.worker_process"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )
+    assert alone.stdin and alone.stdout
+    with alone.stdin, alone.stdout:
+        alone.wait(20)
+        told = dict(alone.stdout.readline().split() for _ in range(2))
+        said = refused(tcp(port=int(told["port"])))
+        alone.stdin.close()
+        assert alone.stdout.read() == ""
+    assert said.endswith(
+        "(a gateway's worker whose supervisor is gone and that does not end: "
+        f"kill -KILL {told['process']})"
+    )
 
 
 def test_an_address_of_nobody() -> None:
