@@ -139,6 +139,12 @@ def status_text(status: Message) -> str:
         f"listening  {', '.join(status['listening'])}",
         f"reloads    {status['reloads']['done']} done, {status['reloads']['failed']} failed",
     ]
+    before = status.get("predecessor")
+    if before:
+        count = "sessions that cannot be counted" if before["sessions"] is None else (
+            _count(before["sessions"], "session")
+        )
+        lines.append(f"replaced   pid {before['pid']}, which drains: {count}")
     error = status["reloads"]["error"]
     if error:
         again = ", and is tried again" if status["reloads"].get("retried") else ""

@@ -37,6 +37,7 @@ class Facts:
     restarts: int = 0
     reloads: dict[str, int] = field(default_factory=dict)    # by outcome
     reloaded: float = 0.0                # when the table that runs was taken, seconds since 1970
+    predecessor_sessions: int | None = 0  # of the program that drains; None: not known
 
 
 def exposition(facts: Facts, board: Board, accept: str) -> tuple[bytes, str]:
@@ -88,6 +89,12 @@ def _of_supervisor(facts: Facts, board: Board) -> Iterator[Metric]:
     for outcome, count in facts.reloads.items():
         reloads.add_metric([outcome], count)
     yield reloads
+    if facts.predecessor_sessions is not None:
+        yield _gauge(
+            "predecessor_sessions",
+            "Sessions that the program still has which this one has replaced, while it drains.",
+            facts.predecessor_sessions,
+        )
     yield _gauge("table_loaded_timestamp_seconds", "When the table that runs was taken.",
                  facts.reloaded)
 

@@ -21,6 +21,7 @@ from gateway.control import config, control_socket
 from gateway.control.board import Board
 from gateway.control.choice import choose
 from gateway.control.cpus import workers_auto
+from gateway.control.predecessor import Predecessor
 from gateway.control.reloading import sentence_of
 from gateway.control.report import Report
 from gateway.control.resolver import resolve
@@ -56,6 +57,8 @@ def serve(path: Path) -> int:
         count = table.gateway.workers or workers_auto()
         sockets = Sockets(os.environ)
         at_end.callback(sockets.close)
+        predecessor = Predecessor(sockets.predecessor)
+        at_end.callback(predecessor.close)
         control, no_control = control_socket.bind(
             table.gateway, os.environ, partial(sockets.listen, CONTROL)
         )
@@ -76,7 +79,7 @@ def serve(path: Path) -> int:
         supervisor = Supervisor(terms, setting, Board(memory), sockets, report)
         at_end.callback(lambda: sockets.close(supervisor.terms.bound.values()))
         supervisor.attendant = Steering(
-            supervisor, path, seen, resolution.failures, control, admin
+            supervisor, path, seen, resolution.failures, control, admin, predecessor
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(supervisor.run(spawned))

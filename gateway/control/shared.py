@@ -128,7 +128,11 @@ class SharedMemory:
     def __init__(self, fd: int):
         """Map what `fd` is, and own it. Raises ValueError for another layout."""
         self.fd = fd                             # for those who are to share it
-        self._map = mmap.mmap(fd, (_HEADER + WORKERS_MAX * _REGION) * 8)
+        try:
+            self._map = mmap.mmap(fd, (_HEADER + WORKERS_MAX * _REGION) * 8)
+        except (ValueError, OSError):
+            os.close(fd)
+            raise
         self.cells = memoryview(self._map).cast("Q")
         if self.cells[_VERSION_AT] != VERSION:
             self.close()

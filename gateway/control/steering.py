@@ -25,6 +25,7 @@ from gateway.control.handle import WorkerGone, WorkerHandle, WorkerState
 from gateway.control.listening import Bound
 from gateway.control.names import Names
 from gateway.control.plan import Plan
+from gateway.control.predecessor import Predecessor
 from gateway.control.reloading import RETRY, Reloader
 from gateway.control.report import Value
 from gateway.control.resolver import Failure
@@ -40,13 +41,15 @@ class Steering:
 
     def __init__(
         self, supervisor: Supervisor, path: Path, seen: bytes, failures: list[Failure],
-        control: Bound | None, admin: Bound | None,
+        control: Bound | None, admin: Bound | None, predecessor: Predecessor,
     ) -> None:
-        """`seen` is the digest of the table's files, `failures` the names without an address."""
+        """`seen` is the digest of the table's files, `failures` the names without an address,
+        `predecessor` the program that this one has replaced."""
         self._supervisor = supervisor
         self._path = path
         self._seen = seen
         self._failures = failures
+        self._predecessor = predecessor
         self._bound = {CONTROL: control, ADMIN: admin}
         self._began = time.monotonic()
         self._reloader: Reloader
@@ -145,6 +148,7 @@ class Steering:
         """See control_socket.Steered."""
         supervisor, outcome = self._supervisor, self._reloader.outcome
         counts = supervisor.board.routes()
+        before = self._predecessor
         return {
             "is": "status",
             "version": __version__,
@@ -160,6 +164,9 @@ class Steering:
                 "retried": outcome.is_retried,
             },
             "workers": [self._worker(worker) for worker in supervisor.workers],
+            "predecessor": (
+                {"pid": before.process, "sessions": before.sessions} if before.process else None
+            ),
             "routes": [
                 {"name": name, "sessions": one.open, "total": one.begun}
                 for name, one in counts.items()
@@ -281,6 +288,7 @@ class Steering:
             restarts=sum(supervisor.restarts.values()),
             reloads={"done": outcome.done, "failed": outcome.failed},
             reloaded=outcome.at,
+            predecessor_sessions=self._predecessor.sessions,
         )
         return exposition(facts, supervisor.board, accept)
 

@@ -447,7 +447,9 @@ class Supervisor:
             Handed(LISTENER, each.listener.address, each) for each in self.terms.bound.values()
         ]
         try:
-            pid = replacement.start([*ours, *self.attendant.handed])
+            pid = replacement.start(
+                [*ours, *self.attendant.handed], self.board.memory.fd
+            )
             self.say(self.report.info, "a new program is started, to replace this one", child=pid)
             await replacement.serving()
         except ReplaceFailed as error:

@@ -82,6 +82,28 @@ def test_sessions_of_the_old_one_are_told_and_end_well(
             assert behind.read_frame().payload == b"to the new one"
 
 
+def test_what_the_old_one_still_has_is_told_by_the_new_one(
+    start: Starter, upstream: Upstream
+) -> None:
+    """Until it has ended."""
+    gateway = start(head('drain = "20s"') + route("ws", upstream.url("ws")))
+    client, service = open_ws(gateway, upstream)
+    with client, service, successor(gateway) as pid:
+        assert client.read_close().code == 1001
+        status = gateway.ask("status")
+        assert status["pid"] == pid
+        assert status["predecessor"] == {"pid": gateway.process.pid, "sessions": 1}
+        assert f"pid {gateway.process.pid}, which drains: 1 session" in gateway.command(
+            "status"
+        ).stdout
+        client.send(close_frame(1001))
+        service.send(close_frame(1001, masked=False))
+        client.finish()
+        client.expect_fin()
+        assert gateway.process.wait(PATIENCE) == 0
+        assert gateway.ask("status")["predecessor"] is None
+
+
 def test_the_first_sigterm_of_a_replaced_program_is_patient(
     start: Starter, upstream: Upstream
 ) -> None:
