@@ -15,7 +15,15 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import Server, ServerConnection, serve
 
 from end_to_end.kit import Gateway, Starter, head, on_engine, route
-from end_to_end.reloads import Load, listening_now, served_config_map
+from end_to_end.reloads import (
+    Edits,
+    Load,
+    listening_now,
+    served_config_map,
+    sockets_of,
+    successor,
+    write,
+)
 from end_to_end.wire import PATIENCE, upgrade, wait_for
 from end_to_end.wire import connect as connect_to
 
@@ -42,13 +50,6 @@ def _serving(running: Server, url: str) -> Iterator[str]:
     yield url
     running.shutdown()
     thread.join()
-
-
-def write(gateway: Gateway, table: str, engine: str) -> None:
-    """Write another table, at one stroke."""
-    draft = gateway.folder / "draft"
-    draft.write_text(on_engine(table, engine))
-    draft.rename(gateway.folder / "routes.toml")
 
 
 @pytest.fixture
@@ -405,11 +406,41 @@ def test_reloads_under_load(start: Starter, engine: str, server: str) -> None:
 
 
 def _sockets(gateway: Gateway) -> list[int]:
-    """How many sockets each worker has open; pipes come as large messages do."""
-    counts = []
-    for one in gateway.ask("status")["workers"]:
-        folder = Path(f"/proc/{one['pid']}/fd")
-        counts.append(sum(
-            str(file.readlink()).startswith("socket:") for file in folder.iterdir()
-        ))
-    return counts
+    return [sockets_of(one["pid"]) for one in gateway.ask("status")["workers"]]
+
+
+def test_reloads_and_a_replace_under_load(start: Starter, engine: str, server: str) -> None:
+    """An edit each 300 ms, listeners that come and go, and SIGUSR2 in the midst: who is told to
+    comes back, everybody else goes on; no byte is lost, doubled or out of order, nobody is refused
+    or cut, and nothing is left behind."""
+    base = head("workers = 2", 'drain = "6s"') + route("stays", server, 'close_timeout = "3s"')
+    more = base + route("more", server)
+    gateway = start(base)
+    listening = listening_now(gateway)
+    before = [*_sockets(gateway), sockets_of(gateway.process.pid)]
+    tables = [base, more, more + '[[listener]]\naddress = "unix:more.sock"\n']
+    with Load(gateway.url("/stays"), clients=10, returns=True) as load:
+        load.wait_busy()
+        with Edits(gateway, tables, engine, 0.3) as edits:
+            gateway.said('"message":"reloaded"', 3)
+            with successor(gateway) as pid:
+                edits.signalled.append(pid)
+                assert gateway.process.wait(PATIENCE) == 0, gateway.messages
+                load.check()
+                reloads = gateway.messages.count('"message":"reloaded"')
+                gateway.said('"message":"reloaded"', reloads + 3)
+                edits.stop()
+                write(gateway, base, engine)
+                assert gateway.command("reload").returncode == 0
+                assert listening_now(gateway) == listening
+                load.stop()
+                assert load.returned == 10, "each is told once"
+
+                def is_level() -> bool:
+                    return [*_sockets(gateway), sockets_of(pid)] == before
+
+                wait_for(is_level, message=f"as many sockets as before: {before}")
+    print(f"{edits.count} edits, {load.messages} messages")
+    assert "the table is not reloaded" not in gateway.messages
+    assert not re.search(r"a worker (died|cannot)|cutting sessions", gateway.messages)
+    assert not (gateway.folder / "more.sock").exists()

@@ -1,47 +1,16 @@
 """Another program in the place of the running one: nobody waits in vain, nobody is cut."""
 
-import contextlib
-import os
-import re
 import signal
 import socket
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from end_to_end.kit import Gateway, Starter, head, open_ws, route
+from end_to_end.reloads import successor, write
 from end_to_end.wire import PATIENCE, TEXT, Upstream, close_frame, connect, frame, plain
 
 TABLE = head('drain = "20s"') + route("page", "builtin:page", path="/")
-
-
-@contextlib.contextmanager
-def successor(gateway: Gateway, *, signalled: bool = False) -> Iterator[int]:
-    """Have it replaced; the new program's process, which is ended afterwards."""
-    count = len([line for line in gateway.err.lines if '"serving"' in line])
-    if not signalled:
-        gateway.signal(signal.SIGUSR2)
-
-    def there() -> bool:
-        return any('"the new program serves' in line for line in gateway.err.lines)
-
-    assert gateway.err.wait(there, PATIENCE), gateway.messages
-    lines = [line for line in gateway.err.lines if '"serving"' in line]
-    assert len(lines) == count + 1
-    found = re.search(r'"pid":(\d+)', lines[-1])
-    assert found
-    pid = int(found[1])
-    try:
-        yield pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        until = time.monotonic() + PATIENCE
-        while Path(f"/proc/{pid}").exists() and not gateway.err.ended:
-            assert time.monotonic() < until, "the new program does not end"
-            gateway.err.wait(lambda: gateway.err.ended, 0.05)
 
 
 def ask(gateway: Gateway, listener: int = 0) -> None:
@@ -159,9 +128,7 @@ def test_an_edit_in_the_same_moment(start: Starter, engine: str) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     more = TABLE + f'[[listener]]\naddress = "127.0.0.1:{port}"\n'
-    draft = gateway.folder / "draft"
-    draft.write_text(more.replace("{engine}", engine))
-    draft.rename(gateway.folder / "routes.toml")
+    write(gateway, more, engine)
     with successor(gateway):
         assert gateway.process.wait(PATIENCE) == 0
         ask(gateway)
@@ -181,9 +148,7 @@ def test_the_new_program_listens_wider_or_narrower(
         port = probe.getsockname()[1]
     gateway = start(TABLE.replace("127.0.0.1:0", f"{now}:{port}"))
     gateway.signal(signal.SIGUSR2)               # and only then is the table another one
-    draft = gateway.folder / "draft"
-    draft.write_text(TABLE.replace("127.0.0.1:0", f"{then}:{port}").replace("{engine}", engine))
-    draft.rename(gateway.folder / "routes.toml")
+    write(gateway, TABLE.replace("127.0.0.1:0", f"{then}:{port}"), engine)
     with successor(gateway, signalled=True):
         assert gateway.process.wait(PATIENCE) == 0
         with connect(("127.0.0.1", port)) as client:
