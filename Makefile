@@ -64,7 +64,7 @@ clean-root: ready-to-test  ## the wheel in a fresh Debian without compiler, head
 ktls: ready-to-test        ## TLS in the kernel, in a virtual machine (qemu, a kernel of Debian's)
 	$(PY) -m tests.ktls $(ARGS)
 
-autobahn: ready-to-test    ## all cases of the Autobahn suite, as client and as server
+autobahn: ready-to-test    ## all cases of the Autobahn suite, as client and as server, on both engines
 	$(PY) -m tests.autobahn.run
 
 fuzz: ready-to-test        ## coverage-guided fuzzing: make fuzz SECONDS=3600

@@ -39,6 +39,7 @@ class GatewayError(Exception):
 
     blame = Blame.GATEWAY
     exit_code = 1
+    may_pass = False          # the same may go well later, with nothing changed by who asks
 
 
 class ClientError(GatewayError):
@@ -110,6 +111,7 @@ class ListenError(GatewayError):
 
     blame = Blame.OPERATOR
     exit_code = 3
+    may_pass = True           # who has it may end, an interface come, a descriptor be free
 
 
 class EngineRefused(GatewayError):

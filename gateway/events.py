@@ -72,6 +72,13 @@ class Address:
         """True for a Unix socket, also for the nameless client end of one."""
         return not self.host and not self.builtin
 
+    def overlap(self, other: "Address") -> "Address | None":
+        """The one of the two that has the other in it: who listens on both must share the port.
+        The families do not overlap, since our IPv6 sockets are IPv6 only."""
+        if not self.port or self.port != other.port or (":" in self.host) != (":" in other.host):
+            return None
+        return next((each for each in (self, other) if each.host in ("0.0.0.0", "::")), None)
+
     def __str__(self) -> str:
         if self.builtin:
             return f"builtin:{self.builtin}"

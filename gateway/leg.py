@@ -101,6 +101,11 @@ class Leg:
             or (self.fate is Fate.CLOSE and not self.queued)
         )
 
+    @property
+    def is_awaited(self) -> bool:
+        """It is still waited for what its far end says, or for that to end."""
+        return not self.gone and self.fate < Fate.CLOSE
+
     def raise_fate(self, fate: Fate) -> None:
         """Fates only grow; RESET drops the queue and a farewell that waits: the leg is cut."""
         self.fate = max(self.fate, fate)

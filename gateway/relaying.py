@@ -64,6 +64,7 @@ FAREWELLS = {
 }
 LOST_CODE = {Side.CLIENT: frames.BAD_GATEWAY, Side.UPSTREAM: frames.GOING_AWAY}
 LOST_REASON = {Side.CLIENT: "upstream failed", Side.UPSTREAM: "client failed"}
+KILLED = "ended at once"
 
 
 class Relay:
@@ -216,12 +217,15 @@ class Relay:
             self._set_deadline(now)
 
     def end(self, cause: Cause, now: float, rules: RelayRules | None = None) -> None:
-        """End it by order: DRAIN, SESSION_TIMEOUT, POLICY..., or KILLED, which also hurries. With
-        `rules`, which differ in their farewell at most, it obeys them from here on."""
+        """End it by order: DRAIN, SESSION_TIMEOUT, POLICY..., or KILLED, which also hurries, and
+        is what a drain becomes in which a side had not ended yet. With `rules`, which differ in
+        their farewell at most, it obeys them from here on."""
         self._rules = rules or self._rules
         if cause is Cause.KILLED:
             if self.cause is None:
-                self._end(cause, None, "ended at once", now)
+                self._end(cause, None, KILLED, now)
+            elif self.cause is Cause.DRAIN and any(leg.is_awaited for leg in self.legs):
+                self.cause, self.detail = cause, KILLED
             self._limit_at = now
             for leg in self.legs:
                 leg.raise_fate(Fate.CLOSE if leg.pending is None else Fate.RESET)

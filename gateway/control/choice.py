@@ -40,7 +40,7 @@ def choose(wanted: str, ring: str = "auto") -> Choice:
         return Choice(wanted, "", DEMANDED)
     refused = why_no_uring()
     if wanted == "auto":
-        return Choice("uvloop", "", f"no io_uring: {refused}" if refused else _why_uvloop())
+        return Choice("uvloop", "", _without(refused) if refused else _why_uvloop())
     if refused:
         raise _refusal(refused)
     if ring == "auto":
@@ -68,15 +68,38 @@ def make(engine: str, form: str) -> Engine:
 
 def ring_form() -> tuple[str, str]:
     """What `ring = "auto"` is on this machine, where io_uring can be had at all, and why."""
-    from gateway.engine.uring_ring import call_cost_ns  # noqa: PLC0415 - see the module's docstring
-
-    cost = call_cost_ns()
-    if cost < DEAR_NS:
-        return "readiness", f"a system call takes {cost} ns, {DEAR_NS} would be dear"
+    is_dear, why = _call_cost()
+    if not is_dear:
+        return "readiness", why
     refused = why_no_completions()
     if refused:
         return "readiness", f"no completions: {refused}"
-    return "completions", f"a system call takes {cost} ns, {DEAR_NS} are dear"
+    return "completions", why
+
+
+def what_it_saves() -> str:
+    """What io_uring would save here if it could be had; "" where its parts were not built."""
+    try:
+        is_dear, why = _call_cost()
+    except ImportError:
+        return ""
+    return f"io_uring would save {'CPU' if is_dear else 'nothing'} here: {why}"
+
+
+def _call_cost() -> tuple[bool, str]:
+    """Whether a system call is dear here, and the figures."""
+    from gateway.engine.uring_ring import call_cost_ns  # noqa: PLC0415 - see the module's docstring
+
+    cost = call_cost_ns()
+    is_dear = cost >= DEAR_NS
+    dear = "are dear" if is_dear else "would be dear"
+    return is_dear, f"a system call takes {cost} ns, {DEAR_NS} {dear}"
+
+
+def _without(refused: str) -> str:
+    """Where io_uring cannot be had. Nobody is to loosen a container's profile for nothing."""
+    saves = what_it_saves()
+    return f"no io_uring: {refused}" + (f"; {saves}" if saves else "")
 
 
 def _why_uvloop() -> str:
@@ -101,6 +124,13 @@ def why_no_completions() -> str:
     from gateway.engine import uring_setup  # noqa: PLC0415 - see the module's docstring
 
     return uring_setup.refusal_of_completions()
+
+
+def ring_is_restricted() -> bool:
+    """Whether the kernel holds rings to what the gateway uses, where io_uring can be had."""
+    from gateway.engine import uring_setup  # noqa: PLC0415 - see the module's docstring
+
+    return uring_setup.is_restricted()
 
 
 def _uring(form: str) -> Engine:

@@ -208,7 +208,7 @@ class _Draft:
                              f"{other.text} has it already; remove one of them")
             return
         for one, where in self._addresses.items():
-            wide = _overlap(one, address)
+            wide = one.overlap(address)
             if where is not place and wide is not None:
                 family = "IPv6" if ":" in wide.host else "IPv4"
                 self._mistakes.add(place, quoted(str(address)),
@@ -297,7 +297,7 @@ class _Draft:
             if address is None or not (address.port or address.path):
                 continue
             for other, where in self._addresses.items():
-                if other == address or _overlap(other, address) is not None:
+                if other == address or other.overlap(address) is not None:
                     self._mistakes.add(place.key(key), quoted(str(address)),
                                        "an address of its own",
                                        f"{where.text} has it already; choose another")
@@ -403,14 +403,6 @@ def _os_words(error: OSError) -> str:
 def _toml_words(error: tomli.TOMLDecodeError) -> str:
     words = error.msg.strip().rstrip(".")
     return words[:1].lower() + words[1:]
-
-
-def _overlap(one: Address, other: Address) -> Address | None:
-    """The one of two addresses that has the other in it: the second could never be bound. The
-    families do not overlap, since an IPv6 socket is IPv6 only."""
-    if not one.port or one.port != other.port or (":" in one.host) != (":" in other.host):
-        return None
-    return next((each for each in (one, other) if each.host in ("0.0.0.0", "::")), None)
 
 
 def _tables(value: object) -> list[dict[str, object]]:

@@ -139,9 +139,16 @@ def status_text(status: Message) -> str:
         f"listening  {', '.join(status['listening'])}",
         f"reloads    {status['reloads']['done']} done, {status['reloads']['failed']} failed",
     ]
+    before = status.get("predecessor")
+    if before:
+        count = "sessions that cannot be counted" if before["sessions"] is None else (
+            _count(before["sessions"], "session")
+        )
+        lines.append(f"replaced   pid {before['pid']}, which drains: {count}")
     error = status["reloads"]["error"]
     if error:
-        lines += [f"  the latest failed: {_shown(line)}" for line in error.splitlines()]
+        again = ", and is tried again" if status["reloads"].get("retried") else ""
+        lines += [f"  the latest failed{again}: {_shown(line)}" for line in error.splitlines()]
     workers = [
         [one["worker"], str(one["pid"]), one["state"], one["connections"], one["sessions"],
          f"{one['lag_ms']:.1f}", one["restarts"]]

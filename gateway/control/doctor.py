@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway import __version__
-from gateway.control.choice import ring_form, why_no_completions, why_no_uring
+from gateway.control.choice import (
+    ring_form,
+    ring_is_restricted,
+    what_it_saves,
+    why_no_completions,
+    why_no_uring,
+)
 from gateway.control.parts import PARTS, RELAY
 from gateway.control.serving import SPARE_DESCRIPTORS, default_max_sessions
 from gateway.table import Listener, Table
@@ -138,10 +144,14 @@ def _splice() -> Finding:
 def _engines() -> Iterator[Finding]:
     no_uring, no_uvloop = why_no_uring(), _why_no_uvloop()
     if no_uring:
-        yield Finding(NOTE, f"io_uring cannot run: {no_uring}")
+        yield Finding(NOTE, f"io_uring cannot run: {no_uring}", what_it_saves())
     else:
         form, why = ring_form()
         yield Finding(GOOD, f"io_uring can be had; its relays would move by {form}: {why}")
+        if ring_is_restricted():
+            yield Finding(GOOD, "the kernel holds a ring to the operations that are used")
+        else:
+            yield Finding(NOTE, "this kernel cannot hold a ring to the operations that are used")
     if no_uvloop:
         yield Finding(NOTE, f"uvloop cannot run: {no_uvloop}", "pip install uvloop")
     else:
@@ -208,9 +218,8 @@ def _engine(wanted: str) -> Finding:
     remedy = "pip install uvloop"
     if name == "io_uring" and not refusals["uvloop"]:
         remedy = 'engine = "auto" runs uvloop instead'
-    return Finding(
-        MISSING, f'engine = "{wanted}" cannot run: {name}: {refusals[name]}', remedy
-    )
+    which = "" if name == wanted else f"{name}: "
+    return Finding(MISSING, f'engine = "{wanted}" cannot run: {which}{refusals[name]}', remedy)
 
 
 def _ring(wanted: str) -> Finding:

@@ -1,7 +1,7 @@
 """Who listens on an address already, for the sentence that says so.
 
-A worker that is stopped (SIGSTOP, a debugger) cannot see that its supervisor is gone, and keeps the
-address for as long as it is: whoever starts the gateway again has to be told whom to end.
+A worker that a debugger has stopped, or that hangs, cannot see that its supervisor is gone, and
+keeps the address for as long: whoever starts the gateway again has to be told whom to end.
 
 Laws of this file:
 

@@ -4,6 +4,8 @@ Laws of this file:
 
 - One socket per address, with `SO_REUSEADDR` (a restart must not wait for TIME_WAIT) and without
   `SO_REUSEPORT`: a second gateway on the same address is refused, not given half of the clients.
+- A socket of ours that is about to go does not keep us from its port: the new one is bound beside
+  it, so that nobody is lost between the two, and there is a way back.
 - An IPv6 socket is IPv6 only, so that `0.0.0.0:80` and `[::]:80` can both be listed.
 - The file of a Unix socket never exists with a wider mode than asked for. A file left over from a
   program that is gone is replaced; one where somebody answers is not, nor anything that is no
@@ -21,7 +23,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,9 +60,18 @@ class Bound:
         self.remove_file()
 
 
-def bind(listener: Listener) -> Bound:
-    """A listening, non-blocking socket for this listener. Raises `ListenError`."""
-    return _bind_unix(listener) if listener.address.is_unix else _bind_tcp(listener)
+def bind(listener: Listener, going: Iterable[Bound] = ()) -> Bound:
+    """A listening, non-blocking socket for this listener. Raises `ListenError`.
+
+    `going` are sockets of ours that will be closed: what is bound may be beside them until then.
+    """
+    if listener.address.is_unix:
+        return _bind_unix(listener)
+    beside = [
+        each for each in going
+        if each.address == listener.address or each.address.overlap(listener.address)
+    ]
+    return _bind_tcp(listener, beside)
 
 
 def adjust(bound: Bound) -> None:
@@ -83,7 +94,7 @@ def address_of_socket(bound: socket.socket) -> Address:
 # --- TCP --------------------------------------------------------------------------------------
 
 
-def _bind_tcp(listener: Listener) -> Bound:
+def _bind_tcp(listener: Listener, beside: Sequence[Bound]) -> Bound:
     address = listener.address
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     opened: socket.socket | None = None
@@ -97,24 +108,46 @@ def _bind_tcp(listener: Listener) -> Bound:
         found = socket.getaddrinfo(
             address.host, address.port, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST
         )
-        opened.bind(found[0][4])
-        opened.listen(listener.backlog)
+        with _sharing([opened, *(each.socket for each in beside)] if beside else []):
+            opened.bind(found[0][4])
+            opened.listen(listener.backlog)
         port = opened.getsockname()[1]
     except OSError as error:
         if opened is not None:
             opened.close()
-        raise ListenError(_tcp_message(address, error)) from error
+        raise ListenError(_tcp_message(address, error, beside)) from error
     return Bound(listener, opened, Address(host=address.host, port=port))
 
 
-def _tcp_message(address: Address, error: OSError) -> str:
+@contextlib.contextmanager
+def _sharing(sockets: Sequence[socket.socket]) -> Iterator[None]:
+    """All of these may listen on one port meanwhile; what listens then goes on. Raises OSError.
+
+    Else 0.0.0.0:80 could not be had before 127.0.0.1:80 is closed, and who waits there lost. Linux
+    asks for SO_REUSEPORT only while one is bound and begins to listen (inet_csk_get_port), of all
+    that have the port then, which must be one user's. So it is there for a moment, and nobody else
+    can come by it later, but for a program of the same user that asks for it.
+    """
+    try:
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield
+    finally:
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+
+
+def _tcp_message(address: Address, error: OSError, beside: Sequence[Bound] = ()) -> str:
     """Place, cause, remedy."""
     if error.errno == errno.EADDRINUSE:
         shows = f"ss -ltnp 'sport = :{address.port}' shows which"
         why = (
-            "another process listens there; end it or choose another port "
-            f"({holders(address) or shows})"
-        )
+            "another process listens there; end it or choose another port"
+            if not beside else
+            f"this gateway listens on {beside[0].address} until then, by a socket that it cannot "
+            "share since an init or another user has made it, or another process has the port too; "
+            "restart the gateway, or end that process"
+        ) + f" ({holders(address) or shows})"
     elif error.errno in (errno.EACCES, errno.EPERM):
         why = (
             f"port {address.port} needs root or CAP_NET_BIND_SERVICE; choose a port from 1024 on, "

@@ -9,8 +9,8 @@ Laws of this file:
 
 from collections.abc import Collection
 
+from gateway.control.counters import Counters
 from gateway.control.parties import Party
-from gateway.control.shared import Counters
 from gateway.engine.contract import Engine
 
 LOOKS = 200           # relays that are looked at in one turn

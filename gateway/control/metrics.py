@@ -23,7 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from gateway.control.shared import Board, RouteCounts
+from gateway.control.board import Board, RouteCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Facts:
     reloads: dict[str, int] = field(default_factory=dict)    # by outcome
     reloaded: float = 0.0                # when the table that runs was taken, seconds since 1970
     expiries: tuple[tuple[str, str, float], ...] = ()  # place, file, until when, likewise
+    predecessor_sessions: int | None = 0  # of the program that drains; None: not known
 
 
 def exposition(facts: Facts, board: Board, accept: str) -> tuple[bytes, str]:
@@ -97,6 +98,12 @@ def _of_supervisor(facts: Facts, board: Board) -> Iterator[Metric]:
     for place, file, seconds in facts.expiries:
         until.add_metric([place, file], seconds)
     yield until
+    if facts.predecessor_sessions is not None:
+        yield _gauge(
+            "predecessor_sessions",
+            "Sessions that the program still has which this one has replaced, while it drains.",
+            facts.predecessor_sessions,
+        )
     yield _gauge("table_loaded_timestamp_seconds", "When the table that runs was taken.",
                  facts.reloaded)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway import events
-from gateway.control.shared import NOTHING_MOVED
+from gateway.control.counters import NOTHING_MOVED
 from gateway.errors import Fault
 from gateway.events import Command, Event, Link, RelayRules, Side
 from gateway.protocol.echo import EchoEndpoint
@@ -43,13 +43,12 @@ class Party:
     """A machine with the links that are its own now."""
 
     __slots__ = (
-        "client", "counted", "cut", "listener", "machine", "name", "rules", "unpaired", "upstream",
+        "client", "counted", "listener", "machine", "name", "rules", "unpaired", "upstream",
     )
 
     def __init__(self, machine: Machine, client: Link, name: str) -> None:
         self.machine = machine
         self.name = name
-        self.cut = False                    # counted as cut
         self.counted = NOTHING_MOVED        # what of its relay is in the counters already
         self.client: Link | None = client
         self.upstream: Link | None = None

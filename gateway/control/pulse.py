@@ -16,10 +16,11 @@ Laws of this file:
 from collections.abc import Collection
 
 from gateway.balance import Load, holds
+from gateway.control.counters import Counters
 from gateway.control.metering import Metering
 from gateway.control.parties import Party
 from gateway.control.report import Report
-from gateway.control.shared import Cell, Counters
+from gateway.control.shared import Cell
 from gateway.engine.contract import Engine
 from gateway.events import Link
 from gateway.limits import Limits

@@ -13,6 +13,9 @@ Laws of this file:
   at once would be worse than its end.
 - A worker that begins while a reload is under way catches up as soon as it serves.
 - That a reload failed is said in the log, counted, and kept for who asks.
+- One that failed for a reason that may pass (an address that is taken, no descriptors, a worker
+  that does not answer) is tried again, as long as the files say the same. That it fails as before
+  is not said again, nor counted.
 """
 
 import asyncio
@@ -29,7 +32,7 @@ from gateway.control.channel import Message
 from gateway.control.handle import WorkerGone, WorkerHandle, WorkerState
 from gateway.control.listening import Bound
 from gateway.control.plan import Plan
-from gateway.control.report import Report
+from gateway.control.report import Report, Value
 from gateway.control.resolver import Failure, Found, resolve
 from gateway.control.systemd import Notifier
 from gateway.control.terms import Terms
@@ -39,12 +42,18 @@ from gateway.events import Address
 from gateway.table import EndpointEntry, Listener, Table
 
 PREPARE_LIMIT = 10.0          # seconds; a worker reads its orders once a turn, a hung one never
+RETRY = 5.0                   # seconds until what failed for a passing reason is tried again
+AGAIN = "it is tried again"   # the cause of a reload
 
 _T = TypeVar("_T")
 
 
 class ReloadFailed(GatewayError):
     """A reload that changed nothing; the message says why."""
+
+    def __init__(self, text: str, *, may_pass: bool = False) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
 
 
 @dataclass(slots=True)
@@ -54,6 +63,7 @@ class Outcome:
     done: int = 0
     failed: int = 0
     error: str = ""                      # of the latest, if it failed
+    is_retried: bool = False             # it failed for a reason that may pass
     at: float = field(default_factory=time.time)  # when the table that runs was taken
 
 
@@ -110,12 +120,28 @@ class Reloader:
                 with contextlib.suppress(GatewayError):
                     await self._reload_now(cause)
 
+    def still(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Within this nothing is reloaded, and the endpoints stay; what runs is waited for."""
+        return self._lock
+
     async def plan(self) -> tuple[Plan, list[str]]:
         """What a reload would change. Raises `TableErrors`."""
         before = self._workers.terms.table
         table, warnings = await aside(lambda: config.check(self._path))
         table, kept = await aside(lambda: self._vault.fill(table, before))
         return plan.compare(before, table), warnings + kept
+
+    async def try_again(self) -> None:
+        """Try again what failed for a reason that may pass. A task, until it is cancelled."""
+        while True:
+            await asyncio.sleep(RETRY)
+            async with self._lock:
+                if not self.outcome.is_retried:
+                    continue
+                # Of other files the watch tells, once they are whole.
+                if await aside(lambda: config.digest(self._path)) == self._seen:
+                    with contextlib.suppress(GatewayError):
+                        await self._reload_now(AGAIN)
 
     async def refresh(self, names: Iterable[str]) -> list[Failure]:
         """Look up the names of these upstreams again, and give the workers what is new."""
@@ -159,18 +185,13 @@ class Reloader:
         try:
             found, warnings = await self._take_table()
         except GatewayError as error:
-            outcome.failed += 1
-            outcome.error = str(error)
-            report.error(
-                "the table is not reloaded, the one that runs stays", cause=cause, error=str(error)
-            )
-            report.flush()
+            self._failed(cause, error)
             raise
         finally:
             if self._workers.ready:
                 self._workers.notifier.ready("serving")
         outcome.done += 1
-        outcome.error = ""
+        outcome.error, outcome.is_retried = "", False
         outcome.at = time.time()
         for warning in warnings:
             report.warning(warning)
@@ -180,6 +201,20 @@ class Reloader:
         )
         report.flush()
         return found, warnings
+
+    def _failed(self, cause: str, error: GatewayError) -> None:
+        """Say it, unless it is what was said of the attempt before this one."""
+        outcome = self.outcome
+        if outcome.is_retried and cause == AGAIN and str(error) == outcome.error:
+            return
+        outcome.failed += 1
+        outcome.error, outcome.is_retried = str(error), error.may_pass
+        retried: dict[str, Value] = {"tried_again_each": RETRY} if error.may_pass else {}
+        self._workers.report.error(
+            "the table is not reloaded, the one that runs stays", cause=cause, error=str(error),
+            **retried,
+        )
+        self._workers.report.flush()
 
     async def _take_table(self) -> tuple[Plan, list[str]]:
         self._check_ready()
@@ -219,15 +254,17 @@ class Reloader:
         """The sockets of the new table in its order, and those of them that are new."""
         old = plan.keyed_listeners(each.listener for each in before.bound.values())
         numbers = dict(zip(old, before.bound, strict=True))
+        wanted = plan.keyed_listeners(table.listeners)
+        going = [before.bound[number] for key, number in numbers.items() if key not in wanted]
         bound: dict[int, Bound] = {}
         fresh: dict[int, Bound] = {}
         try:
-            for key, listener in plan.keyed_listeners(table.listeners).items():
+            for key, listener in wanted.items():
                 if key in numbers:
                     bound[numbers[key]] = replace(before.bound[numbers[key]], listener=listener)
                     continue
                 number, self._next_number = self._next_number, self._next_number + 1
-                bound[number] = fresh[number] = listening.bind(listener)
+                bound[number] = fresh[number] = listening.bind(listener, going)
         except ListenError:
             for each in fresh.values():
                 each.abandon()
@@ -260,7 +297,7 @@ class Reloader:
         await asyncio.gather(*(prepare(worker) for worker in workers))
         try:
             if refusals:
-                raise ReloadFailed("\n".join(refusals))
+                raise ReloadFailed("\n".join(refusals), may_pass=True)
             self._check_ready()          # its end may have begun meanwhile
         except ReloadFailed:
             for worker in workers:
@@ -270,7 +307,10 @@ class Reloader:
 
     def _check_ready(self) -> None:
         if not self._workers.ready:
-            raise ReloadFailed("the gateway does not serve yet, or is going away")
+            raise ReloadFailed(
+                "the gateway does not serve yet, or is going away; a program that takes its place "
+                "reads the table itself"
+            )
 
     async def _commit(self, worker: WorkerHandle) -> None:
         """Have a worker go by what it has prepared."""

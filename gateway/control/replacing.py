@@ -45,8 +45,9 @@ class Replacement:
         self._process: subprocess.Popen[bytes] | None = None
         self._hears = -1               # our end of the pipe
 
-    def start(self, sockets: Iterable[Handed]) -> int:
-        """Start it with these sockets. Gives its process id. Raises `ReplaceFailed`."""
+    def start(self, sockets: Iterable[Handed], memory: int) -> int:
+        """Start it with these sockets, and with what our workers count in, to tell of us while we
+        drain. Gives its process id. Raises `ReplaceFailed`."""
         if os.getpid() == 1:
             raise ReplaceFailed(
                 "this is process 1 of its container, which ends with it; start a container with "
@@ -56,6 +57,8 @@ class Replacement:
         self._hears, says = os.pipe()
         told = {
             "ready": says,
+            "process": os.getpid(),
+            "memory": memory,
             "sockets": [
                 {
                     "role": each.role,
@@ -72,7 +75,7 @@ class Replacement:
             self._process = subprocess.Popen(  # noqa: S603 - the command that we were started with
                 sys.orig_argv,
                 executable=sys.executable,
-                pass_fds=[says, *(each.bound.socket.fileno() for each in sockets)],
+                pass_fds=[says, memory, *(each.bound.socket.fileno() for each in sockets)],
                 env=environment | {VARIABLE: json.dumps(told)},
             )
         except OSError as error:

@@ -14,8 +14,10 @@ descriptors, and what follows:
   overwrite: it is written as it is.
 
 **It never tears a line.** Lines wait in a bounded queue and leave in chunks of whole lines, up to
-`PIPE_BUF`, which a pipe takes whole or not at all. What was taken of a longer line is continued
-before anything else. When the queue is full whole lines are dropped and counted, and a line says
+`PIPE_BUF`, which a pipe takes whole or not at all. No line is longer: else what another process
+writes into the same pipe could come in between. Where it would be, its longest texts are cut and
+end in `...` (fitting.py). What other descriptors take of a line is continued before anything else.
+When the queue is full whole lines are dropped and counted, and a line says
 how many once there is room. A reader that is gone (EPIPE) drops what waits, the rest of a line
 that was begun included; a FIFO may get a new reader, so later lines are tried.
 
@@ -39,6 +41,7 @@ line, ASCII:
   this side), `copied`, `spliced`, `not_spliced` (why nothing was), `close_received`, `close_sent`,
   `pings_sent`, `round_trip_ms`, as `events.LegCounts` explains them.
 - `"type": "log"`: `time`, `level` (info, warning, error), `message`, and what the message needs.
+  A long message of several lines becomes several objects, one behind the other.
 - `"type": "dropped"`: `time`, `lines`: so many lines are missing here.
 """
 
@@ -54,10 +57,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
+from gateway.control.fitting import MARK, begin, fitted
 from gateway.events import AccessRecord, LegCounts
 
 QUEUE_MAX = 256 * 1024        # bytes of lines that wait for one stream
 CHUNK_MAX = select.PIPE_BUF   # 4,096 on Linux: written whole or not at all
+LINE_MAX = CHUNK_MAX          # bytes of a line, with its newline
+MESSAGE_MAX = LINE_MAX // 2   # of its message; the rest is for what that needs
 SHORT_MAX = 64                # characters of a value whose word is kept to be said again
 FAREWELL = 0.5                # seconds that `close` waits for a slow reader
 
@@ -271,6 +277,18 @@ def _escape(character: str) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
+def _width(character: str) -> int:
+    """Bytes of it in a text line."""
+    if " " <= character <= "~" and character not in _ESCAPES:
+        return 1
+    return len(_escape(character).encode("utf-8", "backslashreplace"))
+
+
+def _size(value: str) -> int:
+    """Bytes of it in a text line, with its quotes."""
+    return len(quoted(value).encode("utf-8", "backslashreplace"))
+
+
 def _milliseconds(seconds: float) -> float:
     """Seconds as milliseconds, to the microsecond."""
     return round(seconds * 1000, 3)
@@ -357,6 +375,35 @@ def _json_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
     """One object, ASCII, so that no reader can stumble over an encoding or a line separator."""
     text = _to_json({"type": kind, "time": time_text, **fields})
     return text.encode("ascii") + b"\n"
+
+
+def _json_width(character: str) -> int:
+    """Bytes of it in an object."""
+    if " " <= character <= "~" and character not in _ESCAPES:
+        return 1
+    return len(_to_json(character)) - 2
+
+
+def _json_size(value: str) -> int:
+    """The same of a text, with its quotes."""
+    return len(_to_json(value))
+
+
+def _json_parts(message: str) -> list[str]:
+    """A message as lines of the log have it: what is too long for one is cut between its lines."""
+    if len(message) <= MESSAGE_MAX and len(_to_json(message)) <= MESSAGE_MAX:
+        return [message]
+    parts: list[str] = []
+    used = 0
+    for text in message.splitlines():
+        size = len(_to_json(text))
+        if parts and used + size <= MESSAGE_MAX:
+            parts[-1] += "\n" + text
+        else:
+            parts.append(text)
+            used = 0
+        used += size
+    return parts
 
 
 def _text_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
@@ -446,15 +493,24 @@ class Report:
         self.said = True
         stream = stream or self._errors
         if self.style == "json":
-            line = self._line("log", {"level": level, "message": message, **fields})
-            stream.put(line)
+            for part in _json_parts(message):
+                stream.put(self._line("log", {"level": level, "message": part, **fields}))
             return
         for text in message.splitlines() or [""]:
-            stream.put(self._line(f"{level} {escaped(text)}", fields))
+            said = begin(text, MESSAGE_MAX, _width)
+            mark = "" if said == text else MARK
+            stream.put(self._line(f"{level} {escaped(said)}{mark}", fields))
 
     def _line(self, kind: str, fields: Mapping[str, Value]) -> bytes:
-        write = _json_line if self.style == "json" else _text_line
-        return write(self._now(), kind, fields)
+        """A line, which fits into one write."""
+        write, now = _json_line if self.style == "json" else _text_line, self._now()
+        line = write(now, kind, fields)
+        over = len(line) - LINE_MAX
+        if over <= 0:
+            return line
+        if self.style == "json":
+            return write(now, kind, fitted(fields, over, _json_size, _json_width))
+        return write(now, kind, fitted(fields, over, _size, _width))
 
     def _dropped_line(self, lines: int) -> bytes:
         return self._line("dropped", {"lines": lines})

@@ -18,13 +18,15 @@ from pathlib import Path
 import uvloop
 
 from gateway.control import control_socket
+from gateway.control.board import Board
 from gateway.control.choice import choose
 from gateway.control.cpus import workers_auto
 from gateway.control.parts import OPENSSL
+from gateway.control.predecessor import Predecessor
 from gateway.control.reloading import read_table, sentence_of
 from gateway.control.report import Report
 from gateway.control.resolver import resolve
-from gateway.control.shared import Board, SharedMemory
+from gateway.control.shared import SharedMemory
 from gateway.control.sockets import LISTENER, Sockets
 from gateway.control.spawning import Spawned, spawn
 from gateway.control.steering import ADMIN, CONTROL, Steering
@@ -58,6 +60,8 @@ def serve(path: Path) -> int:
         count = table.gateway.workers or workers_auto()
         sockets = Sockets(os.environ)
         at_end.callback(sockets.close)
+        predecessor = Predecessor(sockets.predecessor)
+        at_end.callback(predecessor.close)
         control, no_control = control_socket.bind(
             table.gateway, os.environ, partial(sockets.listen, CONTROL)
         )
@@ -78,7 +82,7 @@ def serve(path: Path) -> int:
         supervisor = Supervisor(terms, setting, Board(memory), sockets, report)
         at_end.callback(lambda: sockets.close(supervisor.terms.bound.values()))
         supervisor.attendant = Steering(
-            supervisor, path, seen, vault, resolution.failures, control, admin
+            supervisor, path, seen, vault, resolution.failures, control, admin, predecessor
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(supervisor.run(spawned))

@@ -39,6 +39,15 @@ class Handed:
     bound: Bound
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a predecessor says of itself: its process, and a descriptor of what its workers count
+    in (see shared.py), or -1."""
+
+    process: int
+    memory: int
+
+
 class Sockets:
     """`listen` on what the table says, `check`, and `serving` once we do; `close` at the end.
 
@@ -48,6 +57,7 @@ class Sockets:
     def __init__(self, environment: MutableMapping[str, str]) -> None:
         self.given_away = False                  # a successor serves: files are its own
         self._ready = -1                         # where a predecessor hears that we serve
+        self.predecessor: Told | None = None     # for whoever takes the memory
         self._handed = self._from_predecessor(environment.pop(VARIABLE, ""))
         self._files = {each.bound.file for each in self._handed if each.bound.file is not None}
         self._of_init: list[Handed] = []
@@ -63,6 +73,10 @@ class Sockets:
         read = json.loads(told)
         self._ready = read["ready"]
         os.set_inheritable(self._ready, False)
+        # One of an older version hands over none.
+        self.predecessor = Told(read.get("process", -1), read.get("memory", -1))
+        if self.predecessor.memory >= 0:
+            os.set_inheritable(self.predecessor.memory, False)
         handed = []
         for each in read["sockets"]:
             os.set_inheritable(each["descriptor"], False)
@@ -88,7 +102,9 @@ class Sockets:
                     bound = Bound(listener, each.bound.socket, each.bound.address, each.bound.file)
                     listening.adjust(bound)
                     break
-        bound = bound or listening.bind(listener)
+        # One that the table has at another address now, or wider: it is closed once we serve.
+        going = [each.bound for each in self._handed if each.wanted.port]
+        bound = bound or listening.bind(listener, going)
         self._used.append((role, bound))
         return bound
 

@@ -25,7 +25,8 @@ from gateway.control.handle import WorkerGone, WorkerHandle, WorkerState
 from gateway.control.listening import Bound
 from gateway.control.names import Names
 from gateway.control.plan import Plan
-from gateway.control.reloading import Reloader
+from gateway.control.predecessor import Predecessor
+from gateway.control.reloading import RETRY, Reloader
 from gateway.control.renewing import Renewing
 from gateway.control.report import Value
 from gateway.control.resolver import Failure
@@ -43,14 +44,16 @@ class Steering:
     def __init__(
         self, supervisor: Supervisor, path: Path, seen: bytes, vault: Vault,
         failures: list[Failure], control: Bound | None, admin: Bound | None,
+        predecessor: Predecessor,
     ) -> None:
         """`seen` is the digest of the table's files, `vault` has its secrets, `failures` are the
-        names without an address."""
+        names without an address, `predecessor` the program that this one has replaced."""
         self._vault = vault
         self._supervisor = supervisor
         self._path = path
         self._seen = seen
         self._failures = failures
+        self._predecessor = predecessor
         self._bound = {CONTROL: control, ADMIN: admin}
         self._began = time.monotonic()
         self._reloader: Reloader
@@ -91,6 +94,10 @@ class Steering:
             for role, bound in self._bound.items() if bound is not None
         ]
 
+    def still(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Nothing is reloaded meanwhile."""
+        return self._reloader.still()
+
     def serving(self) -> None:
         """All workers serve: what may change is looked at from here on."""
         from gateway.control.watching import Watch  # noqa: PLC0415 - after the start, which is quick
@@ -98,6 +105,7 @@ class Steering:
         names = Names(self._reloader, self._supervisor)
         names.failed(self._failures)
         self._begin(names.run())
+        self._begin(self._reloader.try_again())
         watch = Watch(
             self._path, self._seen, self._changed, self._unwatched,
             lambda: files_of(self._supervisor.terms.table),
@@ -148,6 +156,7 @@ class Steering:
         """See control_socket.Steered."""
         supervisor, outcome = self._supervisor, self._reloader.outcome
         counts = supervisor.board.routes()
+        before = self._predecessor
         return {
             "is": "status",
             "version": __version__,
@@ -160,8 +169,12 @@ class Steering:
             "listening": [str(each.address) for each in supervisor.terms.bound.values()],
             "reloads": {
                 "done": outcome.done, "failed": outcome.failed, "error": outcome.error,
+                "retried": outcome.is_retried,
             },
             "workers": [self._worker(worker) for worker in supervisor.workers],
+            "predecessor": (
+                {"pid": before.process, "sessions": before.sessions} if before.process else None
+            ),
             "routes": [
                 {"name": name, "sessions": one.open, "total": one.begun}
                 for name, one in counts.items()
@@ -235,7 +248,8 @@ class Steering:
             sessions = self._sessions()
             done, warnings = await self._reloader.reload("gateway reload")
         except GatewayError as error:
-            return _error(str(error))
+            again = f"it is tried again each {RETRY:g} s, as long as the files say the same"
+            return _error(f"{error}\n{again}" if error.may_pass else str(error))
         return self._plan("reloaded", done, warnings, sessions)
 
     async def plan(self) -> Message:
@@ -285,6 +299,7 @@ class Steering:
             expiries=tuple(
                 (one.place, one.file, one.until) for one in expiries(supervisor.terms.table)
             ),
+            predecessor_sessions=self._predecessor.sessions,
         )
         return exposition(facts, supervisor.board, accept)
 

@@ -23,13 +23,13 @@ from typing import Protocol
 
 from gateway import __version__
 from gateway.control import channel
+from gateway.control.board import Board
 from gateway.control.channel import Message
 from gateway.control.choice import Choice
 from gateway.control.handle import WorkerHandle, WorkerState
 from gateway.control.parts import relays
 from gateway.control.replacing import ReplaceFailed, Replacement
 from gateway.control.report import Report, Value
-from gateway.control.shared import Board
 from gateway.control.sockets import LISTENER, Handed, Sockets
 from gateway.control.spawning import Spawned, spawn
 from gateway.control.systemd import Notifier
@@ -94,6 +94,9 @@ class Attendant(Protocol):
 
     def serving(self) -> None:
         """All workers serve, for the first time."""
+
+    def still(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Within this the terms stay what they are; who changes them is waited for."""
 
     def behind(self, worker: WorkerHandle) -> None:
         """This one serves, on terms that hold no longer."""
@@ -429,12 +432,24 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     async def _be_replaced(self, replacement: Replacement) -> None:
+        """Have a new program take our place. It reads the table by itself: what that names anew is
+        either ours before it starts, and handed over, or stays free for it."""
+        async with self.attendant.still():
+            await self._start_successor(replacement)
+        if self.sockets.given_away:
+            await self.attendant.close()         # whoever asks from here on asks the new one
+
+    async def _start_successor(self, replacement: Replacement) -> None:
         """Start the program anew; drain when that one serves, and serve on if it does not."""
+        if not self.ready:
+            return                               # it was told to end while it waited
         ours = [
             Handed(LISTENER, each.listener.address, each) for each in self.terms.bound.values()
         ]
         try:
-            pid = replacement.start([*ours, *self.attendant.handed])
+            pid = replacement.start(
+                [*ours, *self.attendant.handed], self.board.memory.fd
+            )
             self.say(self.report.info, "a new program is started, to replace this one", child=pid)
             await replacement.serving()
         except ReplaceFailed as error:
@@ -449,7 +464,6 @@ class Supervisor:
         self.notifier.succeeded_by(pid)
         self.say(self.report.info, "the new program serves; this one drains", child=pid)
         self._drain("replaced")
-        await self.attendant.close()             # whoever asks from here on asks the new one
 
     # --- The end ----------------------------------------------------------------------------
 

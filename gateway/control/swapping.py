@@ -9,6 +9,8 @@ Laws of this file:
 - An address that stays keeps its endpoint, with its counts and its health, also where the upstream
   around it has changed.
 - Sessions on a route that changed or went are told goodbye only where that route says so.
+- A commit is answered once the listeners that went are closed, so that their addresses are free
+  then. Who waits on them is accepted before.
 """
 
 import socket
@@ -17,11 +19,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gateway.control import channel
+from gateway.control.accepting import Told
 from gateway.control.channel import Endpoints, Message
+from gateway.control.counters import Counters
 from gateway.control.orders import Order
 from gateway.control.plan import compare
 from gateway.control.report import Report
-from gateway.control.shared import Counters, Slots
+from gateway.control.shared import Slots
 from gateway.control.vault import reused
 from gateway.protocol.desk import Desk
 from gateway.routing import RouteTable
@@ -39,9 +43,11 @@ class Host(Protocol):
         """The numbers of the listeners that it accepts from."""
 
     def listen_on(
-        self, listeners: dict[int, Listener], sockets: dict[int, socket.socket]
+        self, listeners: dict[int, Listener], sockets: dict[int, socket.socket], at: float,
+        told: Told,
     ) -> None:
-        """Accept from these and no others; of those that are new here are the sockets."""
+        """Accept from these and no others; of those that are new here are the sockets. It is told
+        when those that went are closed."""
 
     def drain_routes(self, seconds: dict[str, float], at: float) -> None:
         """Tell the sessions of these routes goodbye, over so many seconds."""
@@ -61,11 +67,12 @@ class _Prepared:
 
 
 class Swapping:
-    """Obeys the orders of a reload. `lane` brings listening sockets; `make_pool` makes a pool."""
+    """Obeys the orders of a reload. `lane` brings listening sockets; `make_pool` makes a pool;
+    `say` answers what takes its time."""
 
     def __init__(
         self, host: Host, desk: Desk, report: Report, lane: socket.socket, counters: Counters,
-        make_pool: PoolMaker,
+        make_pool: PoolMaker, say: Callable[[Message], None],
     ) -> None:
         self._host = host
         self._desk = desk
@@ -73,6 +80,7 @@ class Swapping:
         self._lane = lane
         self._counters = counters
         self._make_pool = make_pool
+        self._say = say
         self._next: _Prepared | None = None
 
     @property
@@ -106,7 +114,7 @@ class Swapping:
         )
         return {"is": "prepared"}
 
-    def _commit(self, _message: Message, at: float) -> Message:
+    def _commit(self, message: Message, at: float) -> None:
         desk, prepared = self._desk, self._next
         assert prepared is not None, "nothing is prepared"
         self._next = None
@@ -118,11 +126,13 @@ class Swapping:
         desk.limits.max_sessions = prepared.max_sessions
         gateway = prepared.table.gateway
         self._report.change(style=gateway.log, log_query=gateway.log_query)
-        self._host.listen_on(prepared.listeners, prepared.sockets)
+        answer = {"is": "committed", "id": message["id"]}
+        self._host.listen_on(
+            prepared.listeners, prepared.sockets, at, lambda: self._say(answer)
+        )
         drains = {name: one.drain for name, one in touched.items() if one.drain}
         if drains:
             self._host.drain_routes(drains, at)
-        return {"is": "committed"}
 
     def _forget(self, _message: Message, _at: float) -> None:
         """What was prepared is not wanted."""

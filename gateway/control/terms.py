@@ -5,10 +5,11 @@ A reload, and new addresses of a name, make new terms of the old; nobody changes
 
 from dataclasses import dataclass
 
+from gateway.control.board import Board
 from gateway.control.channel import Endpoints
 from gateway.control.cpus import workers_auto
 from gateway.control.listening import Bound
-from gateway.control.shared import Board, Slots, endpoint_name
+from gateway.control.shared import Slots, endpoint_name
 from gateway.table import Table
 
 

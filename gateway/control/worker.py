@@ -13,30 +13,29 @@ Laws of this file:
 - A session that raises has a bug. It is ended loudly: the traceback goes to the log under its id,
   both links are reset, what it was counted for is given back. The others go on.
 - It hears no signal. What the supervisor says comes by a link of the engine (see orders.py); a
-  worker whose supervisor is gone drains and ends, since nobody would replace it.
-- A drain ends when every session has; at the latest when its time is over, and the rest is cut.
-  Whoever loses bytes or a farewell once the end has begun is counted.
+  worker whose supervisor is gone drains and ends (draining.py), since nobody would replace it.
 """
 
 import base64
 import secrets
 import socket
 import traceback
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
 from gateway import events
+from gateway.control.accepting import LOOK, Accepting, Told
 from gateway.control.attending import Attending
 from gateway.control.channel import Message
-from gateway.control.farewells import spread
+from gateway.control.counters import Counters
+from gateway.control.draining import Draining
 from gateway.control.listening import Bound
 from gateway.control.orders import Orders
 from gateway.control.parties import Counts, Echo, Party
 from gateway.control.pulse import Pulse
 from gateway.control.report import Report
-from gateway.control.shared import Cell, Counters
+from gateway.control.shared import Cell
 from gateway.control.trouble import Trouble
 from gateway.engine.contract import Engine
 from gateway.errors import Fault, fault_of
@@ -46,18 +45,10 @@ from gateway.protocol.session import Session
 from gateway.table import Listener
 
 FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried again
-LAST_ACCEPTS = 0.2            # seconds of a drain in which who is connected already is accepted
-LAST_HANDSHAKES = 1.0         # seconds for them before a drain in which others accept
-CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
 
 # Names of timers that are the worker's own. Sessions use words without a space.
 _PAIRED = "pair connected"
 _UNPAIRED = "pair failed"
-_DRAIN = "drain"
-_UNLISTEN = "unlisten"
-_FAREWELL = "farewell"
-_HANDSHAKES = "handshakes"
-_CUT = "cut"
 _FLUSH = "flush"
 _SAID = "said"
 
@@ -105,26 +96,21 @@ class Worker:
         self._pulse: Pulse | None = None
         self._bound = bound
         self._make_session = make_session
-        self._listening: dict[int, Link] = {}  # by the supervisor's numbers
-        self._listeners: dict[Link, Listener] = {}  # those that are on their way out, too
-        self._listeners_open = False
+        self._accepting = Accepting(engine)
         self._clients: dict[Link, Party] = {}    # by the client's link; echo endpoints, too
         self._upstreams: dict[Link, Party] = {}
         self._sessions: dict[Party, Session] = {}
         self._name = base64.b32encode(secrets.token_bytes(5)).decode().lower()
-        self._ending = False            # a drain has begun
-        self._postponed: Message = {}   # the order to drain, as long as handshakes may finish
-        self._last_accepts = (0, 0.0)   # accepted when it was looked last; until when it is looked
-        self._farewells: deque[tuple[float, Party]] = deque()  # when, and whom; in a drain
-        self._killed = False
         self._stopped = False
         self._flushing = False          # the timer for the log is set
         self._trouble = Trouble(report)
         self._said_before: Iterable[Message] = ()  # that it began
         self._own: Link = -1            # for the worker's timers; the channel may be lost
-        self.orders = Orders(engine, channel, {"drain": self._drain}, self._orphaned)
-        self.orders.know({"kill": lambda order, at: self._kill(at, order["why"])})
-        self.orders.know(Attending(self._sessions, self._tell).orders)
+        self._draining = Draining(
+            self, self._accepting, desk, report, self._sessions, number, counters
+        )
+        self.orders = Orders(engine, channel, self._draining.orders, self._draining.orphaned)
+        self.orders.know(Attending(self._sessions, self.tell).orders)
         self._execute_one: dict[type[Command], Callable[[Party, Any], None]] = {
             **dict.fromkeys(_VERBS, self._on_link),
             events.Connect: self._connect,
@@ -149,16 +135,16 @@ class Worker:
     def start(self) -> None:
         """Listen. Events are expected from here on."""
         self._own, _ = self._engine.pair()
+        self._accepting.own = self._own
         self.orders.start()
-        self._listeners_open = bool(self._bound)
         # Records name the address as it really is, where the table says port 0.
-        self.listen_on(
+        self._accepting.change(
             {n: replace(each.listener, address=each.address) for n, each in self._bound.items()},
             {n: each.socket for n, each in self._bound.items()},
         )
         if self._counters is not None:
             self._pulse = Pulse(
-                self._engine, self._own, self._listening.values(), self._desk.limits,
+                self._engine, self._own, self._accepting.links, self._desk.limits,
                 self._counters, self._report, self._sessions.keys(),
             )
             self._pulse.start()
@@ -168,34 +154,20 @@ class Worker:
     @property
     def listening(self) -> Collection[int]:
         """The numbers of the listeners that it accepts from."""
-        return self._listening.keys()
+        return self._accepting.numbers
 
     def listen_on(
-        self, listeners: dict[int, Listener], sockets: dict[int, socket.socket]
+        self, listeners: dict[int, Listener], sockets: dict[int, socket.socket], at: float,
+        told: Told,
     ) -> None:
-        """Accept from these and no others; of those that are new here are the sockets."""
-        if self._ending:
-            for each in sockets.values():
-                each.close()
-            return
-        for number in [number for number in self._listening if number not in listeners]:
-            self._engine.unlisten(self._listening.pop(number))
-        for number, listener in listeners.items():
-            if number not in self._listening:
-                self._listening[number] = self._engine.listen(sockets[number])
-            self._listeners[self._listening[number]] = listener
+        """Accept from these and no others; of those that are new here are the sockets. It is told
+        when those that went are closed."""
+        self._accepting.change(listeners, sockets)
+        self._accepting.closed(at, told)
 
     def drain_routes(self, seconds: dict[str, float], at: float) -> None:
         """Tell the sessions of these routes goodbye, over so many seconds."""
-        for name, span in seconds.items():
-            leaving = [
-                (0.0 if party.client is None else self._engine.idle(party.client) or 0.0, party)
-                for party, session in self._sessions.items()
-                if session.entered is not None and session.entered.name == name
-            ]
-            self._farewells.extend(spread(leaving, at, span))
-        self._farewells = deque(sorted(self._farewells, key=lambda one: one[0]))
-        self._say_farewells(at)
+        self._draining.drain_routes(seconds, at)
 
     # --- Events -----------------------------------------------------------------------------
 
@@ -205,8 +177,8 @@ class Worker:
             self._deliver_one(event)
         if self._desk.news:
             self._trouble.endpoints(self._engine.now(), self._desk.news)
-        if self._ending and not self._sessions and not self._listeners_open:
-            self._stop()
+        if self._draining.has_begun and not self._sessions and not self._accepting.is_open:
+            self.stop()
         if self._report.said:
             self._flush()
 
@@ -225,12 +197,10 @@ class Worker:
         elif isinstance(event, Accepted):
             self._admit(event)
         elif isinstance(event, events.AcceptPaused):
-            listener = self._listeners[event.link]
-            self._trouble.accept_paused(event.at, str(listener.address), event.fault)
+            address = str(self._accepting.listener(event.link).address)
+            self._trouble.accept_paused(event.at, address, event.fault)
         elif isinstance(event, events.AcceptResumed):
-            self._trouble.accept_resumed(str(self._listeners[event.link].address))
-        elif isinstance(event, events.Closed):
-            self._listeners.pop(event.link, None)
+            self._trouble.accept_resumed(str(self._accepting.listener(event.link).address))
         # Else it is of a link that was forgotten.
 
     def _client_event(self, party: Party, event: Event) -> None:
@@ -267,7 +237,7 @@ class Worker:
         if machine.over:
             self._part(party)
 
-    def _tell(self, party: Party, order: Callable[[float], list[Command]], at: float) -> None:
+    def tell(self, party: Party, order: Callable[[float], list[Command]], at: float) -> None:
         """Have a session do something that no event of its links asks for."""
         try:
             self._execute(party, order(at))
@@ -325,7 +295,7 @@ class Worker:
         """A client came: it gets a session. Above the limits the session itself refuses."""
         self.counts.accepted += 1
         self._share(Cell.ACCEPTED)
-        listener = self._listeners[event.listener]
+        listener = self._accepting.listener(event.listener)
         if not self._desk.limits.opened(costly=listener.secure is not None):
             self.counts.refused += 1
             self._share(Cell.REFUSED)
@@ -345,141 +315,52 @@ class Worker:
         party = Party(session, event.link, name)
         self._clients[event.link] = party
         self._sessions[party] = session
-        self._tell(party, lambda _: session.start(), event.at)
-        if self._ending and party in self._sessions:
-            self._tell(party, session.kill if self._killed else session.drain, event.at)
+        self.tell(party, lambda _: session.start(), event.at)
+        self._draining.admitted(party, event.at)
 
     # --- Ends -------------------------------------------------------------------------------
 
     def _own_event(self, event: Event) -> None:
         """The worker's own timers."""
         assert isinstance(event, events.TimedOut)
-        if event.name == _DRAIN:
-            self._kill(event.at, "the drain's time is over")
-        elif event.name == _HANDSHAKES:
-            self._drain(self._postponed, event.at)
-        elif event.name == _FAREWELL:
-            self._say_farewells(event.at)
-        elif event.name == _UNLISTEN:
-            self._accept_the_last(event.at)
-        elif event.name == _SAID:
+        if event.name == _SAID:
             self.orders.obey(self._said_before, event.at)
-        elif event.name == _CUT:
-            self._stop()
         elif event.name == _FLUSH:
             self._flushing = False
-        elif self._pulse is not None:
-            self._pulse.timed_out(event.name, event.at)
+        elif event.name == LOOK:
+            self._accepting.look(event.at)
+        else:
+            self._draining.timed_out(event.name, event.at)
+            if self._pulse is not None:
+                self._pulse.timed_out(event.name, event.at)
 
-    def _drain(self, message: Message, at: float) -> None:
-        """Accept nobody but who is connected already, unless "others" go on accepting; every
-        session finishes, within so many seconds."""
-        if self._ending:
-            return
-        if message["others"]:
-            # They take who comes. Who is in the middle of a handshake here may finish it first.
-            self._unlisten()
-            self._postponed = message | {"others": False}
-            self._engine.set_timer(self._own, _HANDSHAKES, at + LAST_HANDSHAKES)
-            return
-        self._ending = self._desk.draining = True
-        seconds: float = message["seconds"]
-        self._report.info(
-            "draining", worker=self._number, cause=message["cause"],
-            sessions=len(self._sessions), seconds=seconds,
-        )
-        self._engine.set_timer(self._own, _DRAIN, at + seconds)
+    def set_timer(self, name: str, at: float) -> None:
+        """One of the worker's own."""
+        self._engine.set_timer(self._own, name, at)
+
+    def clear_timer(self, name: str) -> None:
+        """Likewise."""
+        self._engine.clear_timer(self._own, name)
+
+    def idle(self, party: Party) -> float | None:
+        """Seconds since a byte passed in its relay; None where it has none."""
+        return None if party.client is None else self._engine.idle(party.client)
+
+    def last_call(self) -> None:
+        """Others reckon with us no more."""
         if self._pulse is not None:
             self._pulse.stop()
-        idle: list[tuple[float, Party]] = []    # of those that are relayed
-        for party, session in list(self._sessions.items()):
-            since = None if party.client is None else self._engine.idle(party.client)
-            if since is None:
-                self._tell(party, session.drain, at)
-            else:
-                idle.append((since, party))
-        answer = max((one.close_timeout for one in self._desk.table.routes), default=0.0)
-        self._farewells = deque(spread(idle, at, seconds - answer))
-        self._say_farewells(at)
-        self._last_accepts = (-1, at + LAST_ACCEPTS)
-        self._accept_the_last(at)
-
-    def _say_farewells(self, at: float) -> None:
-        """Tell those whose time has come; those that ended meanwhile need no farewell."""
-        while self._farewells and self._farewells[0][0] <= at:
-            _, party = self._farewells.popleft()
-            session = self._sessions.get(party)
-            if session is not None:
-                self._tell(party, session.drain, at)
-        if self._farewells:
-            self._engine.set_timer(self._own, _FAREWELL, self._farewells[0][0])
-
-    def _accept_the_last(self, at: float) -> None:
-        """Look for a turn whether somebody is left in the backlog, then close it. To close it on
-        top of them would reset them, and they may have sent a request."""
-        before, until = self._last_accepts
-        if self.counts.accepted == before or at >= until:
-            self._end_accepting()
-            return
-        self._last_accepts = (self.counts.accepted, until)
-        self._engine.set_timer(self._own, _UNLISTEN, at)
-
-    def _orphaned(self, at: float) -> None:
-        """The supervisor is gone: nobody would take our place."""
-        seconds, cause = self._desk.table.gateway.drain, "the supervisor is gone"
-        self._drain({"seconds": seconds, "cause": cause, "others": False}, at)
-
-    def _kill(self, at: float, why: str) -> None:
-        """Cut what is there; those that had something to lose are counted."""
-        if self._killed:
-            return
-        self._end_accepting()
-        self._killed = True
-        self._farewells.clear()
-        self._engine.clear_timer(self._own, _FAREWELL)
-        self._engine.clear_timer(self._own, _UNLISTEN)
-        self._engine.clear_timer(self._own, _DRAIN)
-        self._engine.set_timer(self._own, _CUT, at + CUT_LIMIT)
-        before = self.counts.cut
-        for party, session in list(self._sessions.items()):
-            if session.is_busy:
-                self._count_cut(party)
-            self._tell(party, session.kill, at)
-        cut = self.counts.cut - before
-        if cut:
-            self._report.warning(
-                f"cutting sessions: {why}", worker=self._number, sessions=cut
-            )
-
-    def _count_cut(self, party: Party) -> None:
-        """Once each."""
-        if not party.cut:
-            party.cut = True
-            self.counts.cut += 1
-            self._share(Cell.CUT)
 
     def _share(self, cell: Cell) -> None:
         """One more of these, for all to see."""
         if self._counters is not None:
             self._counters.add(cell)
 
-    def _end_accepting(self) -> None:
-        """No new client from here on; sessions that ask are told that we are going away."""
-        self._ending = self._desk.draining = True
-        self._unlisten()
-
-    def _unlisten(self) -> None:
-        """What waits in the queues is for others, if there are any."""
-        if self._pulse is not None:
-            self._pulse.stop()
-        self._listeners_open = False
-        for listener in self._listening.values():
-            self._engine.unlisten(listener)
-
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """All is over."""
         if not self._stopped:
             self._stopped = True
+            self._draining.over()
             self._report.flush()        # so that what cannot be written is known
             self.orders.say({
                 "is": "ended", "accepted": self.counts.accepted, "cut": self.counts.cut,
@@ -528,7 +409,7 @@ class Worker:
         echo = Echo()
         far_party = Party(echo, far, f"{party.name} echo")
         self._clients[far] = far_party
-        self._tell(far_party, lambda _: echo.endpoint.start(), now)
+        self.tell(far_party, lambda _: echo.endpoint.start(), now)
 
     def _link(self, party: Party, side: Side) -> Link | None:
         """The link of this side, or None where it is gone."""
@@ -583,10 +464,7 @@ class Worker:
             self._engine.clear_timer(party.client, command.name)
 
     def _record(self, party: Party, command: events.Record) -> None:
-        """A relay may end before `drain` is over, and not well: one that takes nothing is cut
-        after its `write_timeout`."""
-        if self._ending and any(counts.cut for counts in command.record.counts):
-            self._count_cut(party)
+        self._draining.recorded(command.record)
         if self._counters is not None:
             self._counters.record(command.record, party.counted)
         self._report.access(command.record)

@@ -9,6 +9,8 @@ Laws of this file:
 - It reads no table's file, resolves no name and binds nothing: all that comes from the supervisor.
 - Only what a worker needs is imported: it has to be quick, since it may replace one that died.
 - It ends with 0, or with `EXIT_BUG` and a traceback in the log.
+- It drains when its supervisor is gone, and to see that it has to run: one that is stopped then
+  (SIGSTOP) would keep the addresses for ever, so the kernel is asked to have it go on.
 """
 
 import importlib.resources
@@ -22,9 +24,10 @@ import traceback
 from gateway.control import channel
 from gateway.control.channel import Lines, Message
 from gateway.control.choice import make
+from gateway.control.counters import Counters
 from gateway.control.listening import Bound
 from gateway.control.report import Report
-from gateway.control.shared import Counters, SharedMemory, Slots
+from gateway.control.shared import SharedMemory, Slots
 from gateway.control.spawning import IGNORED
 from gateway.control.swapping import PoolMaker, Swapping
 from gateway.control.worker import Worker
@@ -37,6 +40,7 @@ from gateway.table import Table, Upstream
 from gateway.upstreams import News, Pool
 
 EXIT_BUG = 70                 # EX_SOFTWARE of sysexits.h
+PR_SET_PDEATHSIG = 1          # linux/prctl.h
 
 
 def main() -> None:
@@ -44,6 +48,7 @@ def main() -> None:
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
+    _go_on_alone()
     lines = socket.socket(fileno=int(sys.argv[1]))
     lane = socket.socket(fileno=int(sys.argv[2]))
     memory = SharedMemory(int(sys.argv[3]))
@@ -59,6 +64,16 @@ def main() -> None:
         sys.exit(EXIT_BUG)
     finally:
         report.close()
+
+
+def _go_on_alone() -> None:
+    """Have the kernel send SIGCONT when our parent ends, which is its main thread (prctl(2)). To
+    one that runs it is nothing. Where Python has no ctypes, who keeps an address is only named."""
+    try:
+        import ctypes  # noqa: PLC0415 - Pythons are built without it
+    except ImportError:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
 
 
 def _first(lines: socket.socket) -> tuple[Message | None, list[Message]]:
@@ -104,7 +119,8 @@ def _serve(
     worker = Worker(
         engine, desk, report, bound, lines, number=begin["worker"], counters=counters
     )
-    worker.orders.know(Swapping(worker, desk, report, lane, counters, make_pool).orders)
+    swapping = Swapping(worker, desk, report, lane, counters, make_pool, worker.orders.say)
+    worker.orders.know(swapping.orders)
     worker.run(behind)
 
 

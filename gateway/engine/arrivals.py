@@ -105,6 +105,16 @@ class Arrivals(Reactor):
             state.forget_news()
             self.release(state)
 
+    def waits(self, listener: int) -> bool:
+        """See contract.Engine.waits. Clients are delivered in the order in which they came."""
+        state = self._listeners.get(listener)
+        if state is None or state.sock is None:
+            return False
+        latest = self._links.get(state.latest)
+        if latest is not None and latest.news and isinstance(latest.news[0][0], Accepted):
+            return True
+        return self._is_readable(state.sock)
+
     def _hold_listener(self, listener: ListenerState) -> None:
         listener.held = True
         if listener.timer is not None:
@@ -142,10 +152,13 @@ class Arrivals(Reactor):
             self._resume(listener)
             self._accepted += 1
             link = self._open(client, is_unix=listener.is_unix, inherits=True, wants=1)
+            listener.latest = link.number
             local = listener.local or address_of(client.getsockname())
             self.post(
                 link, Accepted(self.now(), link.number, listener.number, address_of(name), local)
             )
+            if self.now() >= self._until:
+                break
         self._resume(listener)
 
     def _may_accept(self) -> bool:

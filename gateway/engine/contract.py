@@ -22,9 +22,9 @@ verb in the wrong order (a second `relay`, `send` after `finish`) is a bug and a
     accepted already (at most `ACCEPTS_PER_TURN`); who comes waits for others who share the socket.
 5.  No event is delivered from inside a verb. A batch holds what belongs together: one event, or
     `ConnectFailed` and its `Closed`, or `RelayEnded` and both `Closed`. A turn delivers many
-    batches, at most `BATCHES_PER_TURN`, so a verb takes back what it stops: after `close` and
-    `reset` only `Closed` comes, after `relay` nothing of the stream (what was read but not
-    delivered is early bytes), after `clear_timer` no `TimedOut`.
+    batches, but no more than fit into `TURN_LIMIT` (and `BATCHES_PER_TURN`), so a verb takes back
+    what it stops: after `close` and `reset` only `Closed` comes, after `relay` nothing of the
+    stream (what was read but not delivered is early bytes), after `clear_timer` no `TimedOut`.
 6.  `Clogged` when more than `QUEUE_HIGH` is queued for a link, `Cleared` when `QUEUE_HIGH / 2`
     or less is. More than `QUEUE_MAX` closes the link with `Fault.OVERFLOW`.
 7.  The same errno gives the same fault on every engine (`errors.fault_of`).
@@ -82,7 +82,9 @@ QUEUE_HIGH = 64 * 1024        # Clogged above it; Cleared at half
 QUEUE_MAX = 512 * 1024        # a caller that heeds Clogged never comes near
 CLOSE_LIMIT = 5.0             # seconds that close() waits for queued bytes to leave
 ACCEPT_RETRY = 0.1            # seconds until a paused listener is tried again
-BATCHES_PER_TURN = 64         # so that relays, which move between turns, wait for no crowd
+TURN_LIMIT = 0.001            # seconds of a turn: relays move between turns, and wait for no crowd
+BATCHES_PER_TURN = 64         # likewise, where the clock stands still meanwhile
+READY_PER_TURN = 64           # descriptors that one turn looks after
 ACCEPTS_PER_TURN = 16         # few, so that who holds a listener has hardly more than it wanted
 
 Deliver = Callable[[list[Event]], None]
@@ -119,6 +121,11 @@ class Engine(Protocol):
 
     def unlisten(self, listener: int) -> None:
         """Stop accepting. What waits in the backlog stays there for others who share it."""
+
+    def waits(self, listener: int) -> bool:
+        """Whether somebody is still to come by this listener: waits in its backlog, or was accepted
+        and is not delivered yet. Asked before `unlisten` by whoever has the socket's last
+        descriptor: to close that resets those who wait."""
 
     def adopt(self, inherited: socket.socket) -> Link:
         """An already connected stream socket becomes a link, open at once (no event)."""
@@ -181,7 +188,8 @@ class Engine(Protocol):
         """End the relay of this client link with the farewells for `cause` (`DRAIN`: told, then
         waited for as long as `write_timeout` and `close_timeout` allow; `KILLED`: told where a
         frame boundary allows, then cut at once). `rules` have other farewells, and are the relay's
-        in all else. Answered by `RelayEnded`. Repeating it is harmless; `KILLED` overrides."""
+        in all else. Answered by `RelayEnded`. Repeating it is harmless; `KILLED` overrides, and
+        is the cause of a drain that still waited for a side."""
 
     def inspect(self, client: Link) -> tuple[LegCounts, LegCounts] | None:
         """Counters of a running relay, from the client and from the upstream; None if none."""

@@ -9,6 +9,8 @@ It is the driver wherever io_uring is refused. Facts:
   whether it is ready already, so no edge is lost.
 - A batch is done to its end, whatever ends in it: its edges are told once. Where its time is over
   before, the rest is kept, and is first in the next drain.
+- Who has ended is put off behind those who speak; so a crowd that ends is found in one drain, and
+  ended in many.
 - The epoll descriptor itself is readable while anybody in it is ready, so the outer loop comes
   back by itself; while a rest is kept, an eventfd that always is stands in for it.
 """
@@ -35,7 +37,7 @@ from gateway.engine.linux cimport (
     epoll_wait,
     eventfd,
 )
-from gateway.engine.relay_loop cimport RelayLoop
+from gateway.engine.relay_loop cimport ENDS, RelayLoop
 from gateway.engine.relay_slots cimport UNWATCHED, Far, Slot, clock
 
 cdef enum:
@@ -98,6 +100,9 @@ cdef class EpollRelays(RelayLoop):
         if `next_at` is sooner than `alarm_at` now: mostly nothing is left for Python to do."""
         with nogil:
             self._drain()
+            if self.put_off_size:
+                self.do_ends()
+            self._keep_rest(self._done < self._count or self.put_off_size > 0)
             if self._heap_size and self.slot(self._heap[0]).armed_at <= self.now:
                 self.fire()
         return self.ended_size > 0 or (
@@ -120,29 +125,30 @@ cdef class EpollRelays(RelayLoop):
             self.now = clock()
             if self.now >= until or self.ended_size:
                 break
-        self._keep_rest(self._done < self._count)
 
     cdef bint _do_batch(self, double until) noexcept nogil:
         """Do what is left of the batch; False if its time was over before."""
-        cdef uint64_t data
-        cdef uint32_t index
-        cdef Slot *slot
+        cdef epoll_event *event
         while self._done < self._count:
-            data = self._events[self._done].data.u64
-            index = <uint32_t>(data >> 1)
+            event = &self._events[self._done]
             self._done += 1
-            if data != NOBODY:
-                slot = self.slot(index)
-                # A relay that ended earlier in this batch, and its slot's next tenant, are not
-                # meant by what epoll said before.
-                if slot.used and not slot.ended and slot.generation == <uint32_t>(data >> 33):
-                    self.ready(index, data & 1, self._events[self._done - 1].events)
+            if event.data.u64 != NOBODY and not (
+                event.events & ENDS and self.put_off(event.data.u64, event.events)
+            ):
+                self.resume(event.data.u64, event.events)
             if self.took_long or self._done % LOOK_EVERY == 0:
                 self.took_long = False
                 self.now = clock()
                 if self.now >= until:
                     break
         return self._done == self._count
+
+    cdef void resume(self, uint64_t data, uint32_t mask) noexcept nogil:
+        cdef uint32_t index = <uint32_t>(data >> 1)
+        cdef Slot *slot = self.slot(index)
+        # A relay that ended since, and its slot's next tenant, are not meant by what epoll said.
+        if slot.used and not slot.ended and slot.generation == <uint32_t>(data >> 33):
+            self.ready(index, data & 1, mask)
 
     cdef void _keep_rest(self, bint is_resting) noexcept nogil:
         """Let the outer loop come back at once for what is left, or no more."""

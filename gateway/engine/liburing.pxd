@@ -34,7 +34,10 @@ cdef extern from "<liburing.h>" nogil:
         uint32_t cq_entries
         uint32_t flags
         uint32_t features
-    cdef struct io_uring_probe
+    cdef struct io_uring_probe:
+        uint8_t last_op
+    cdef struct io_uring_probe_op:
+        uint8_t op
     cdef struct io_uring_restriction:
         uint16_t opcode
         uint8_t sqe_op
@@ -51,8 +54,7 @@ cdef extern from "<liburing.h>" nogil:
     int io_uring_queue_init_params(unsigned entries, io_uring *ring, io_uring_params *params)
     void io_uring_queue_exit(io_uring *ring)
     int io_uring_ring_dontfork(io_uring *ring)
-    io_uring_probe *io_uring_get_probe_ring(io_uring *ring)
-    void io_uring_free_probe(io_uring_probe *probe)
+    int io_uring_register_probe(io_uring *ring, io_uring_probe *probe, unsigned count)
     int io_uring_opcode_supported(const io_uring_probe *probe, int opcode)
     int io_uring_register_restrictions(
         io_uring *ring, io_uring_restriction *restrictions, unsigned count

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from gateway.engine.timers import Timer
 from gateway.errors import Fault
-from gateway.events import Address, Event
+from gateway.events import Address, Event, Link
 
 if TYPE_CHECKING:
     from gateway.engine.reactor import TimerOwner
@@ -77,13 +77,14 @@ class Endpoint:
 class ListenerState(Endpoint):
     """One listening socket."""
 
-    __slots__ = ("held", "local", "paused")
+    __slots__ = ("held", "latest", "local", "paused")
 
     def __init__(self, number: int, sock: socket.socket):
         super().__init__(number)
         self.attach(sock, is_unix=sock.family == socket.AF_UNIX)
         self.paused = False                         # nothing is free to accept with
         self.held = False                           # by order
+        self.latest: Link = -1                      # who was accepted last
         self.local: Address | None = None           # None: bound to all addresses
 
     def wanted(self) -> int:

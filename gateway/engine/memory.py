@@ -16,13 +16,14 @@ Laws of this file:
 
 import math
 import random
+import select
 import socket
 from typing import cast
 
 from gateway.engine.contract import Deliver
 from gateway.engine.core import SocketEngine
 from gateway.engine.link_state import LinkState
-from gateway.engine.memory_kernel import SimPoller, SimSocket
+from gateway.engine.memory_kernel import SimListener, SimPoller, SimSocket
 from gateway.engine.memory_network import Network
 from gateway.engine.memory_tls import SimMachine
 from gateway.engine.memory_wire import FarEnd, Weather
@@ -111,6 +112,9 @@ class MemoryEngine(SocketEngine):
 
     def _open_pair(self) -> tuple[socket.socket, socket.socket]:
         return cast("tuple[socket.socket, socket.socket]", self.network.open_pair())
+
+    def _is_readable(self, sock: socket.socket) -> bool:
+        return bool(cast(SimListener, sock).readiness() & select.EPOLLIN)
 
     def _free_for_links(self) -> float:
         """They run out by the weather, which nobody foresees."""

@@ -274,7 +274,7 @@ class SimPoller:
 
     def poll(self, timeout: float | None = None, maxevents: int = -1, /) -> list[tuple[int, int]]:
         """See reactor.Poller. It never waits."""
-        assert timeout == 0 and maxevents == -1
+        assert timeout == 0 and maxevents > 0
         ready = []
         for fd in list(self._candidates):
             mask = self._mask_of(fd)
@@ -282,7 +282,7 @@ class SimPoller:
                 ready.append((fd, mask))
         if self._network.weather.shuffle:
             self._network.random.shuffle(ready)
-        return ready
+        return ready[:maxevents]
 
     def any_ready(self) -> bool:
         """True if `poll` would tell of somebody."""

@@ -5,6 +5,8 @@ then tell the poller what changed. Laws of this file:
 
 - Verbs and readiness only post news; `_deliver_news` alone calls `deliver`. News stay with their
   link, so that a verb can take back what was not delivered (`close`, `relay`, `clear_timer`).
+- A turn is bounded in time, since relays move between turns: whoever is ready, due or has news
+  beyond that is first in the next.
 - What the poller watches is changed once, at the end of a turn, however often it flips in one.
 - The poller is told before a descriptor is closed: a listening socket lives on in others, and
   epoll would go on telling of it.
@@ -14,6 +16,7 @@ What is ready, due and posted means is said in `core.py`.
 """
 
 import contextlib
+import select
 import socket
 import struct
 from collections import deque
@@ -64,6 +67,7 @@ class Reactor:
         self._freed = False                              # a descriptor was, since the last turn
         self._turning = False
         self._behind = False               # the last turn left news that it had found
+        self._until = 0.0                  # when the turn has lasted long enough
         self._stopping = False
 
     # --- What the kernel's side provides ----------------------------------------------------
@@ -87,6 +91,13 @@ class Reactor:
     def random_bytes(self, count: int) -> bytes:
         """Unpredictable bytes, for masks and pings."""
         raise NotImplementedError
+
+    def _is_readable(self, sock: socket.socket) -> bool:
+        """Whether something is there to read, or somebody to accept. The poller is not asked: it
+        has its turns, and may not watch this one."""
+        asking = select.poll()
+        asking.register(sock, select.POLLIN)
+        return bool(asking.poll(0))
 
     def _wake(self) -> None:
         """See to it that `_turn` is called soon. Called from verbs, outside of a turn."""
@@ -112,6 +123,7 @@ class Reactor:
         """Once round. An exception is out of `deliver`, or a bug; nothing is lost by it."""
         self.turns += 1
         self._turning = True
+        self._until = self.now() + contract.TURN_LIMIT
         try:
             if not self._behind:
                 self._look_who_is_ready()
@@ -127,7 +139,8 @@ class Reactor:
     def _look_who_is_ready(self) -> None:
         by_fd = self._by_fd
         # Owners first: a descriptor closed and reused within the turn is another's then.
-        ready = [(by_fd[fd], mask) for fd, mask in self._poller.poll(0)]
+        found = self._poller.poll(0, contract.READY_PER_TURN)
+        ready = [(by_fd[fd], mask) for fd, mask in found]
         for owner, mask in ready:
             if owner.sock is not None:
                 self._on_ready(owner, mask)
@@ -138,17 +151,19 @@ class Reactor:
         news = self._news
         left = len(news)
         batches = contract.BATCHES_PER_TURN
+        # However long it took to find them, some are delivered.
+        until = max(self._until, self.now() + contract.TURN_LIMIT / 2)
         self._behind = False
         while left and not self._stopping:
-            if not batches:
-                self._behind = True
-                return
             owner = news[0]
             if not owner.news:
                 owner.news = None
                 news.popleft()
                 left -= 1
                 continue
+            if not batches:
+                self._behind = True
+                return
             batch = owner.news.pop(0)
             batches -= 1
             for event in batch:
@@ -156,6 +171,8 @@ class Reactor:
                     del self._links[event.link]
             assert self._deliver is not None
             self._deliver(batch)
+            if self.now() >= until:
+                batches = 0
 
     def _flush_touched(self) -> None:
         """Tell the poller what changed."""
@@ -202,10 +219,14 @@ class Reactor:
         return self.timers.add(at, owner, RELAY_TIMER)
 
     def _fire_timers(self) -> None:
-        """All that were due when it began: one that sets itself anew waits for the next turn."""
+        """Those that were due when it began, a turn's worth: one that sets itself anew waits for
+        the next."""
         now = self.now()
-        due = []
-        while (timer := self.timers.take(now)) is not None:
+        due: list[tuple[TimerOwner, str]] = []
+        while len(due) < contract.BATCHES_PER_TURN:
+            timer = self.timers.take(now)
+            if timer is None:
+                break
             due.append(timer)
         for owner, name in due:
             self._on_due(owner, name)

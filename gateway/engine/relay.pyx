@@ -142,6 +142,10 @@ cdef bint leg_is_done(const Leg *leg) noexcept nogil:
     return leg.gone or leg.fate == RESET or (leg.fate == CLOSE and not leg.queued)
 
 
+cdef bint is_awaited(const Leg *leg) noexcept nogil:
+    return not leg.gone and leg.fate < CLOSE
+
+
 cdef bint relay_is_open(const Relay *relay) noexcept nogil:
     return not relay.cause and relay.first == NO_SIDE
 
@@ -527,6 +531,8 @@ cdef void relay_end(
     if cause == C_KILLED:
         if not relay.cause:
             end_with(relay, rules, cause, NO_SIDE, D_KILLED, now, out)
+        elif relay.cause == C_DRAIN and (is_awaited(&relay.legs[0]) or is_awaited(&relay.legs[1])):
+            relay.cause, relay.detail = C_KILLED, D_KILLED
         relay.limit_at = now
         for side in range(2):
             leg = &relay.legs[side]

@@ -91,7 +91,7 @@ cdef class RelayCarriage(RelaySlots):
     cdef void _send_spans(self, Slot *slot, int side, bint ahead) noexcept nogil
     cdef void _splice(self, Slot *slot, int side) noexcept nogil
     cdef bint may_read(self, Slot *slot, int side) noexcept nogil
-    cdef bint send_later(self, Slot *slot, int side) noexcept nogil
+    cdef bint send_later(self, Slot *slot, int side, int count) noexcept nogil
     cdef void forget(self, Slot *slot, int side) noexcept nogil
     cdef void count_sent(self, Slot *slot, int side, size_t sent) noexcept nogil
     cdef void end_of(self, Slot *slot, int side) noexcept nogil

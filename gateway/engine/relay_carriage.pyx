@@ -101,9 +101,10 @@ cdef class RelayCarriage(RelaySlots):
         as they may."""
         return True
 
-    cdef bint send_later(self, Slot *slot, int side) noexcept nogil:
-        """Take the one piece in the output over to send it for this side, before all that follows.
-        True if that was done: its bytes are in `far.sending` until they are out or queued."""
+    cdef bint send_later(self, Slot *slot, int side, int count) noexcept nogil:
+        """Take so many pieces in the output over to send them for this side, before all that
+        follows. True if that was done: their bytes are in `far.sending` until they are out or
+        queued."""
         return False
 
     # --- What `relay_sealed.pyx` brings --------------------------------------------------------
@@ -423,7 +424,7 @@ cdef class RelayCarriage(RelaySlots):
             far.queue == NULL and not far.blocked and not far.fault and not far.sending
             and (ahead or not self._pipe_before(slot, side))
         ):
-            if count == 1 and not ahead and self.send_later(slot, side):
+            if not ahead and self.send_later(slot, side, count):
                 return
             tried = True
             self.calls += 1

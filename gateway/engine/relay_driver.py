@@ -73,18 +73,23 @@ class RelayDriver:
         set_kernel_limits(client, upstream, rules)
 
     def begin(self, from_client: bytes, from_upstream: bytes) -> None:
-        """Tell the early bytes, those that are read but not delivered too, and what ended."""
+        """Tell the early bytes, those that are read but not delivered too, and what ended.
+
+        What passes of the bytes is sent before an end is told: behind it a side may be reset, and
+        what waits for that side would be lost.
+        """
         now = self._engine.now()
         for side, early in ((Side.CLIENT, from_client), (Side.UPSTREAM, from_upstream)):
             link = self._links[side]
             for data in (early, *undelivered(link)):
                 if data:
                     self.relay.received(side, data, now)
-        for side, link in zip(Side, self._links, strict=True):
-            if link.finished:
+        self._pump_legs()
+        for side, link, leg in zip(Side, self._links, self.relay.legs, strict=True):
+            if link.finished and not (leg.finished or leg.gone):
                 self.relay.finished(side, now)
-        for side, link in zip(Side, self._links, strict=True):
-            if link.fault is not None:
+        for side, link, leg in zip(Side, self._links, self.relay.legs, strict=True):
+            if link.fault is not None and not leg.gone:
                 self._lost(side, link.fault, "the link was lost before the relay began")
         self._pump()
 
@@ -193,11 +198,8 @@ class RelayDriver:
             link.fault = Fault.TRUNCATED
 
     def _pump(self) -> None:
-        """Do all that the legs ask for, until they ask for nothing more."""
-        while any([self._pump_leg(Side.CLIENT), self._pump_leg(Side.UPSTREAM)]) or (
-            self._open_pending(Side.CLIENT) or self._open_pending(Side.UPSTREAM)
-        ):
-            pass
+        """Do all that the legs ask for, and see what is due when."""
+        self._pump_legs()
         if self.relay.over:
             self._finish()
             return
@@ -209,6 +211,13 @@ class RelayDriver:
             self._cancel_timer()
         if self._timer is None and deadline < math.inf:
             self._timer = self._engine.add_timer(deadline, self)
+
+    def _pump_legs(self) -> None:
+        """Do what the legs ask for, until they ask for nothing more."""
+        while any([self._pump_leg(Side.CLIENT), self._pump_leg(Side.UPSTREAM)]) or (
+            self._open_pending(Side.CLIENT) or self._open_pending(Side.UPSTREAM)
+        ):
+            pass
 
     def _pump_leg(self, side: Side) -> bool:
         """Send and end as this leg asks; True if the rules were told something by it."""

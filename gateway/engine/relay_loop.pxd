@@ -13,8 +13,22 @@ from gateway.engine.relay cimport OPEN, Leg
 from gateway.engine.relay_sealed cimport SealedCarriage
 from gateway.engine.relay_slots cimport Far, Slot
 
+cdef enum:
+    ENDS_MAX = 8192                  # ends that are put off; more are done at once
+    ENDS = 0x2018                    # EPOLLRDHUP | EPOLLERR | EPOLLHUP
+
+cdef struct PutOff:
+    # What the class that waits was told, in its own words.
+    uint64_t data
+    uint32_t mask
+
+
 cdef class RelayLoop(SealedCarriage):
     cdef readonly uint64_t turns     # waits that found something
+    cdef PutOff *_put_off            # a ring of ENDS_MAX
+    cdef uint32_t _first_put_off
+    cdef readonly uint32_t put_off_size
+    cdef double _ends_limit
 
     @cython.final
     cdef inline bint _is_calm(self, Slot *slot, int side) noexcept nogil:
@@ -34,6 +48,9 @@ cdef class RelayLoop(SealedCarriage):
     cdef void _finish(self, uint32_t index) noexcept nogil
     cdef void _pump(self, uint32_t index) noexcept nogil
     cdef void _watch(self, uint32_t index, int side) noexcept nogil
+    cdef bint put_off(self, uint64_t data, uint32_t mask) noexcept nogil
+    cdef void do_ends(self) noexcept nogil
+    cdef void resume(self, uint64_t data, uint32_t mask) noexcept nogil
     cdef void fire(self) noexcept nogil
     cdef void _ask_kernel(self, Slot *slot) noexcept nogil
     cdef void look_again(self, uint32_t index, int side) noexcept nogil

@@ -7,11 +7,16 @@ ring are classes on top of it (`epoll_relays.pyx`, `ring_relays.pyx`), which own
 relays live is `relay_slots.pyx`, how their bytes are carried `relay_carriage.pyx` and, where a leg
 has TLS, `relay_sealed.pyx`.
 
+To end a relay costs ten times what it costs to move a message, and thousands may end at one
+instant. So ends are put off until those who have something to say were served, and are done in
+portions, between which the others have their turn.
+
 Must never: block, take the GIL per event, close a descriptor while its number may be looked up.
 """
 
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from gateway.engine.ledger cimport DEBUG, L_DESCRIPTORS, L_RELAYS, count_made, law
@@ -64,12 +69,26 @@ cdef enum:
     W_TLS = 6
 
 
+cdef double ENDS_LIMIT = 0.0005      # seconds that one portion of ends may take
+cdef enum:
+    ENDS_MIN = 4                     # of them are in each portion, however long they take
+
+
 cdef class RelayLoop(SealedCarriage):
     """All compiled relays of one engine. Every method is for the engine's thread.
 
     `begin` takes descriptors over; each relay is reported once, in what `drain`, `tick`, `end` or
     `begin` leave for `take_ended`.
     """
+
+    def __cinit__(self, *_subclass, **_named):
+        self._ends_limit = ENDS_LIMIT
+        self._put_off = <PutOff *>malloc(ENDS_MAX * sizeof(PutOff))
+        if self._put_off == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self._put_off)
 
     def close(self):
         """Give back what is shared. No relay runs any more."""
@@ -242,7 +261,7 @@ cdef class RelayLoop(SealedCarriage):
                     self._unarm(index)
                     self.live -= 1
                 self._free_slot(index)
-        self.ended_size = 0
+        self.ended_size = self.put_off_size = 0
 
     def tick(self):
         """Tell the relays whose deadline is due. Returns True if relays ended."""
@@ -289,6 +308,37 @@ cdef class RelayLoop(SealedCarriage):
             self.watch(index, side, UNWATCHED)
             far.mask = UNWATCHED
         self._pump(index)
+
+    # --- Ends, in portions -----------------------------------------------------------------------
+
+    cdef bint put_off(self, uint64_t data, uint32_t mask) noexcept nogil:
+        """Keep what says that a side has ended for `resume`; False where there is no room."""
+        cdef PutOff *place
+        if self.put_off_size == ENDS_MAX:
+            return False
+        place = &self._put_off[(self._first_put_off + self.put_off_size) % ENDS_MAX]
+        place.data, place.mask = data, mask
+        self.put_off_size += 1
+        return True
+
+    cdef void do_ends(self) noexcept nogil:
+        """Those that wait longest, for a bounded time."""
+        cdef double until = clock() + self._ends_limit
+        cdef PutOff *first
+        cdef int count = 0
+        while self.put_off_size:
+            first = &self._put_off[self._first_put_off]
+            self._first_put_off = (self._first_put_off + 1) % ENDS_MAX
+            self.put_off_size -= 1
+            self.resume(first.data, first.mask)
+            count += 1
+            if count >= ENDS_MIN:
+                self.now = clock()
+                if self.now >= until:
+                    break
+
+    cdef void resume(self, uint64_t data, uint32_t mask) noexcept nogil:
+        """Do now what was put off, if its relay still runs."""
 
     cdef void _pump(self, uint32_t index) noexcept nogil:
         """Do all that the legs ask for, until they ask for nothing more."""
@@ -430,3 +480,9 @@ cdef class RelayLoop(SealedCarriage):
         for side in range(2):
             if slot.far[side].fd >= 0 and ioctl(slot.far[side].fd, SIOCOUTQ, &size) == 0:
                 relay_acknowledged(&slot.relay, self._terms(slot), side, size, self.now)
+
+    # --- For tests -------------------------------------------------------------------------------
+
+    def limit_ends(self, double seconds):
+        """Let a portion of ends take so long; with 0, it is ENDS_MIN of them."""
+        self._ends_limit = seconds

@@ -6,7 +6,8 @@ relays; what differs is how bytes come in, and how they go out first:
 
 - A side that is read has one receive armed, which takes a buffer when bytes have come. What
   arrived is walked in that buffer, and sent from it by one operation, submitted together with all
-  that others have to send and to receive. Then the buffer is the kernel's again.
+  that others have to send and to receive; the header around what a raw upstream said is written
+  right before it. Then the buffer is the kernel's again.
 - The next receive of a side is armed when the send of what came before has completed: that is its
   back-pressure, and its order. A side that closes has no send any more.
 - A send is done inside the submission and never waits in the kernel. What the socket did not take
@@ -58,6 +59,7 @@ cdef class RingCompletions(RingRelays):
     as links that are busy at once are enough."""
 
     cdef uint32_t _walked            # the buffer that is being walked, or NO_BUFFER
+    cdef const uint8_t *_walked_at   # where in it that began
     cdef uint64_t _asked_at          # `ring.enters` when the last send was asked for, and 1
     cdef uint64_t *_hungry           # keys of receives that found no buffer, in their order
     cdef uint32_t _hungry_room
@@ -86,11 +88,30 @@ cdef class RingCompletions(RingRelays):
         cdef int operation = completion.data & 0xF
         cdef uint64_t place = (completion.data << 24) >> 28
         if operation == RECEIVE:
-            self._complete_receive(place, <uint32_t>(completion.data >> 40), completion)
+            if not (self._is_end(completion) and self.put_off(
+                completion.data, <uint32_t>completion.result
+            )):
+                self._complete_receive(place, <uint32_t>(completion.data >> 40), completion)
         elif operation == SEND:
             self._complete_send(<uint32_t>(place >> 1), place & 1, completion.result)
         else:
             RingRelays._complete(self, completion)
+
+    cdef bint _is_end(self, const Completion *completion) noexcept nogil:
+        """A receive that found the end of its stream, or an error, and took no buffer."""
+        cdef int32_t result = completion.result
+        return (
+            result <= 0 and not completion.flags & IORING_CQE_F_BUFFER and result != -ENOBUFS
+            and result != -ECANCELED and result != -EAGAIN and result != -EINTR
+        )
+
+    cdef void resume(self, uint64_t data, uint32_t mask) noexcept nogil:
+        cdef Completion completion
+        if data & 0xF == RECEIVE:
+            completion.data, completion.result, completion.flags = data, <int32_t>mask, 0
+            self._complete_receive((data << 24) >> 28, <uint32_t>(data >> 40), &completion)
+        else:
+            RingRelays.resume(self, data, mask)
 
     cdef void _loop(self, double until) noexcept nogil:
         RingRelays._loop(self, until)
@@ -147,7 +168,7 @@ cdef class RingCompletions(RingRelays):
             at -= far.tail_size
             size += far.tail_size
             memcpy(at, far.tail, far.tail_size)
-        self._walked = number
+        self._walked, self._walked_at = number, at
         self._feed_at(slot, side, at, size)
         self._walked = NO_BUFFER
 
@@ -251,12 +272,14 @@ cdef class RingCompletions(RingRelays):
 
     # --- What relays ask for ---------------------------------------------------------------------
 
-    cdef bint send_later(self, Slot *slot, int side) noexcept nogil:
-        cdef Span *span = &self._out.spans[side][0]
+    cdef bint send_later(self, Slot *slot, int side, int count) noexcept nogil:
+        cdef Span *span = &self._out.spans[side][count - 1]
         cdef Far *far = &slot.far[side]
         cdef Lent *lent
         if self._walked == NO_BUFFER or not self.ring.buffers.has(self._walked, span.data):
             return False                        # not what came just now: the gateway's own
+        if count != 1 and not (count == 2 and self._put_before(span, &self._out.spans[side][0])):
+            return False
         lent = self.ring.buffers.lent(self._walked)
         law(not far.sending and not lent.size[side], b"one send is in flight for a side")
         far.sending = <uint32_t>span.size
@@ -267,6 +290,17 @@ cdef class RingCompletions(RingRelays):
         self.ring.send(
             far.fd, span.data, span.size, key(SEND, <uint64_t>self._walked << 1 | side, 0)
         )
+        return True
+
+    cdef bint _put_before(self, Span *span, const Span *header) noexcept nogil:
+        """Make one piece of the first that was walked and of what goes out before it: the header
+        around what a raw upstream said. False where there is no room before it."""
+        cdef const uint8_t *at = span.data - header.size
+        if span.data != self._walked_at or not self.ring.buffers.has(self._walked, at):
+            return False
+        memcpy(<uint8_t *>at, header.data, header.size)
+        span.data = at
+        span.size += header.size
         return True
 
     cdef bint may_read(self, Slot *slot, int side) noexcept nogil:

@@ -7,7 +7,7 @@ from gateway.engine.relay_slots cimport Far, Slot
 from gateway.engine.uring_ring cimport Completion, Ring
 
 cdef enum:
-    FOUND_MAX = 1024                 # descriptors that Python is told of in one turn
+    FOUND_MAX = 64                   # descriptors that Python is told of in one turn
     # User data, from the lowest bit: operation (4), place (36), generation (24).
     DESCRIPTOR = 1
     RELAY = 2

@@ -16,7 +16,7 @@ hot buffer; the ring tells who is ready. Facts and laws:
 - User data are operation, place and generation. A completion of an older generation is nobody's.
 - A turn's work in C is bounded in time, so that neither Python nor timers starve. What is left in
   the queue is first in the next turn, before what was armed since: nobody waits for more than
-  what was there before him.
+  what was there before him. But who has ended is put off behind those who speak.
 
 Must never: tell Python of a descriptor that it unregistered meanwhile.
 """
@@ -40,7 +40,7 @@ from gateway.engine.linux cimport (
     epoll_event,
     epoll_wait,
 )
-from gateway.engine.relay_loop cimport RelayLoop
+from gateway.engine.relay_loop cimport ENDS, RelayLoop
 from gateway.engine.relay_slots cimport CHUNK, UNWATCHED, Far, Slot, clock
 from gateway.engine.uring_ring cimport Completion, Ring
 
@@ -182,7 +182,7 @@ cdef class RingRelays(RelayLoop):
             if self._heap_size and self.slot(self._heap[0]).armed_at <= self.now:
                 self.fire()
             latest = until
-            if self.ended_size:
+            if self.ended_size or self.put_off_size:
                 latest = self.now
             elif self._heap_size and self.slot(self._heap[0]).armed_at < until:
                 latest = self.slot(self._heap[0]).armed_at
@@ -207,6 +207,9 @@ cdef class RingRelays(RelayLoop):
                 self.now = clock()
                 if self.now >= limit:
                     break
+        if self.put_off_size:
+            self.do_ends()
+            count += 1
         if count:
             self.turns += 1
             self.now = clock()
@@ -215,19 +218,22 @@ cdef class RingRelays(RelayLoop):
         cdef uint32_t mask, generation = <uint32_t>(completion.data >> 40)
         cdef uint64_t place = (completion.data << 24) >> 28
         cdef int operation = completion.data & 0xF
-        cdef Slot *slot
         # A poll that fails, as where no memory is: the plain calls will find out what is.
         mask = EPOLLIN | EPOLLOUT | EPOLLERR
         if completion.result >= 0:
             mask = completion.result
         if operation == RELAY:
-            slot = self._slot_of(place, generation)
-            if slot != NULL:
-                self._complete_relay(slot, place & 1, mask)
+            if not (mask & ENDS and self.put_off(completion.data, mask)):
+                self.resume(completion.data, mask)
         elif operation == DESCRIPTOR:
             self._complete_descriptor(<int>place, generation, mask)
         elif operation == ASIDE and self._aside_armed:
             self._look_aside()
+
+    cdef void resume(self, uint64_t data, uint32_t mask) noexcept nogil:
+        cdef Slot *slot = self._slot_of((data << 24) >> 28, <uint32_t>(data >> 40))
+        if slot != NULL:
+            self._complete_relay(slot, (data >> 4) & 1, mask)
 
     # --- Who is watched apart ------------------------------------------------------------------
 

@@ -222,8 +222,8 @@ def _checked(verb: _F) -> _F:
 
 
 VERBS = (
-    "listen", "unlisten", "adopt", "pair", "connect", "secure", "read", "hold", "send", "finish",
-    "close", "reset", "relay", "end", "inspect", "set_timer", "clear_timer",
+    "listen", "unlisten", "waits", "adopt", "pair", "connect", "secure", "read", "hold", "send",
+    "finish", "close", "reset", "relay", "end", "inspect", "set_timer", "clear_timer",
 )
 for _verb in VERBS:
     setattr(UringEngine, _verb, _checked(getattr(SocketEngine, _verb)))

@@ -11,8 +11,9 @@ there are. Facts:
   (IORING_RECVSEND_POLL_FIRST, 5.19) takes its buffer when they have come, not when it is armed.
 - A place is given back by writing it down: no system call.
 - Before each buffer is room for what was left of the last read, so that a header that was cut is
-  walked in one piece. That also makes the distance between two an odd number of cache lines: at a
-  power of two their beginnings would all fall into the same few sets of the caches.
+  walked in one piece, and for the header of a frame that is made of what was read. That also
+  makes the distance between two an odd number of cache lines: at a power of two their beginnings
+  would all fall into the same few sets of the caches.
 
 Must never: give a buffer back while an operation may still read it, or twice.
 """
@@ -43,7 +44,7 @@ from gateway.engine.linux cimport (
 )
 
 cdef enum:
-    HEADROOM = 192                   # three cache lines; a tail is at most 139 bytes
+    HEADROOM = 192                   # three cache lines; a tail is at most 139 bytes, a header 10
     BUFFER = 64 * 1024
     STRIDE = HEADROOM + BUFFER
     PLACE = 16                       # bytes of one place of the kernel's ring

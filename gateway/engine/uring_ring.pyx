@@ -63,9 +63,7 @@ from gateway.engine.liburing cimport (
     io_uring_cq_advance,
     io_uring_cqe,
     io_uring_enable_rings,
-    io_uring_free_probe,
     io_uring_get_events,
-    io_uring_get_probe_ring,
     io_uring_get_sqe,
     io_uring_opcode_supported,
     io_uring_params,
@@ -76,8 +74,10 @@ from gateway.engine.liburing cimport (
     io_uring_prep_recv,
     io_uring_prep_send,
     io_uring_probe,
+    io_uring_probe_op,
     io_uring_queue_exit,
     io_uring_queue_init_params,
+    io_uring_register_probe,
     io_uring_register_restrictions,
     io_uring_restriction,
     io_uring_ring_dontfork,
@@ -107,6 +107,7 @@ cdef double LATEST_S = 3600.0        # no wait is longer
 cdef enum:
     ROUNDS = 10                      # of timing a system call: 100 microseconds in all
     CALLS = 100
+    PROBED = 64                      # opcodes; those in use have small numbers
     DEFERRED_ROUNDS = 16             # of 20 deferred completions, behind what is left in the queue
 
 # The best first; what a kernel does not know it refuses with EINVAL.
@@ -126,6 +127,12 @@ FEATURES = {
     "NODROP": IORING_FEAT_NODROP, "FAST_POLL": IORING_FEAT_FAST_POLL,
     "EXT_ARG": IORING_FEAT_EXT_ARG,
 }
+
+
+cdef struct Probe:
+    # liburing's own function for it does not tell why the kernel, or a filter, refused.
+    io_uring_probe head
+    io_uring_probe_op operations[PROBED]
 
 
 def call_cost_ns():
@@ -209,19 +216,17 @@ cdef class Ring:
 
     def _check_features(self, opcodes):
         """What the kernel itself says it has; its version says nothing, parts are ported back."""
-        cdef io_uring_probe *probe
+        cdef Probe probe
         for name, feature in FEATURES.items():
             if not self.ring.features & feature:
                 raise RingRefused("feature " + name, 0)
-        probe = io_uring_get_probe_ring(&self.ring)
-        if probe == NULL:
-            raise RingRefused("probing opcodes", EINVAL)
-        try:
-            for name, opcode in opcodes.items():
-                if not io_uring_opcode_supported(probe, opcode):
-                    raise RingRefused("opcode " + name, 0)
-        finally:
-            io_uring_free_probe(probe)
+        memset(&probe, 0, sizeof(probe))
+        self._check(
+            io_uring_register_probe(&self.ring, &probe.head, PROBED), "io_uring_register"
+        )
+        for name, opcode in opcodes.items():
+            if not io_uring_opcode_supported(&probe.head, opcode):
+                raise RingRefused("opcode " + name, 0)
 
     def _restrict(self, opcodes):
         """Only the opcodes and the flag in use from here on, where the kernel takes that."""

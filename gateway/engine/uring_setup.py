@@ -18,14 +18,16 @@ from pathlib import Path
 from gateway import frames
 from gateway.engine.ring_completions import RingCompletions
 from gateway.engine.ring_relays import RingRelays
-from gateway.engine.uring_ring import RingRefused
+from gateway.engine.uring_ring import Ring, RingRefused
 from gateway.events import RelayRules
 
 TRIAL_S = 0.5                      # how long a completion of the trial is waited for
+TRIAL_SIZES = 8, 16                # entries and completions of its rings
 TRIAL_BUFFERS = 4
 TRIAL_RULES = RelayRules(heartbeat=0.0, write_timeout=0.0)
 SYSCTL = Path("/proc/sys/kernel/io_uring_disabled")
 STATUS = Path("/proc/self/status")
+CALLS = "io_uring_setup, io_uring_enter and io_uring_register"
 SECCOMP_FILTER = "2"               # of the field Seccomp: a filter of system calls is in force
 
 
@@ -36,6 +38,13 @@ def refusal() -> str:
     except RingRefused as refused:
         return explain_error(refused)
     return ""
+
+
+def is_restricted() -> bool:
+    """Whether the kernel holds a ring to what the gateway uses, where a ring can be had."""
+    ring = Ring(*TRIAL_SIZES)
+    ring.close()
+    return ring.is_restricted
 
 
 def refusal_of_completions() -> str:
@@ -64,7 +73,8 @@ def explain(step: str, number: int) -> str:
         cause = _forbidden_by()
     elif number == errno.ENOSYS:
         cause = (
-            "a seccomp filter hides it, as Podman's default profile does"
+            "a seccomp filter hides it, as Podman's default profile does; a profile must allow "
+            + CALLS
             if _seccomp() == SECCOMP_FILTER
             else "the kernel was built without it, or is no Linux (gVisor)"
         )
@@ -80,12 +90,17 @@ def _forbidden_by() -> str:
     disabled = "0"
     with contextlib.suppress(OSError):          # no such file before 6.6
         disabled = SYSCTL.read_text(encoding="ascii").strip()
+    if disabled == "1":
+        return (
+            "kernel.io_uring_disabled is 1: only root, and who is in the group of "
+            "kernel.io_uring_group, may use it"
+        )
     if disabled != "0":
-        return f"kernel.io_uring_disabled is {disabled}"
+        return f"kernel.io_uring_disabled is {disabled}: nobody may use it until that is 0"
     if _seccomp() == SECCOMP_FILTER:
         return (
-            "a seccomp filter forbids it, as Docker's and containerd's default profiles do; allow "
-            "io_uring_setup, io_uring_enter and io_uring_register"
+            "a seccomp filter forbids it, as Docker's and containerd's default profiles do; a "
+            f"profile must allow {CALLS}"
         )
     return "forbidden by a security module or a sandbox"
 
@@ -106,7 +121,8 @@ def _limit(which: int) -> str:
 
 def _try_ring() -> None:
     """Do on a small ring what the engine will do on its own. Raises `RingRefused`."""
-    ring = RingRelays(entries=8, completions=16)
+    entries, completions = TRIAL_SIZES
+    ring = RingRelays(entries=entries, completions=completions)
     with contextlib.ExitStack() as at_end:
         at_end.callback(ring.close)
         at_end.callback(ring.close_ring)
@@ -149,7 +165,8 @@ def _expect(ring: RingRelays, found: tuple[int, int] | None, step: str) -> None:
 def _try_completions() -> None:
     """Two relays share the buffers of a small ring; one is cut while its receives are armed.
     Raises `RingRefused`."""
-    ring = RingCompletions(entries=8, completions=16, buffers=TRIAL_BUFFERS)
+    entries, completions = TRIAL_SIZES
+    ring = RingCompletions(entries=entries, completions=completions, buffers=TRIAL_BUFFERS)
     with contextlib.ExitStack() as at_end:
         at_end.callback(ring.close)
         at_end.callback(ring.close_ring)

@@ -15,7 +15,7 @@ from typing import Final
 
 from gateway import events
 from gateway.errors import Blame, ClientError
-from gateway.events import CLIENT, UPSTREAM, Accepted, AccessRecord, Command, Event
+from gateway.events import CLIENT, UPSTREAM, Accepted, AccessRecord, Command, Event, LegCounts
 from gateway.protocol import http1, websocket
 from gateway.protocol.desk import Desk
 from gateway.protocol.exchange import Exchange, ExchangeState
@@ -326,9 +326,12 @@ class Life:
         self.order(events.Close(CLIENT))
         self.enter(CLOSING)
 
-    def abort(self, detail: str, blame: Blame) -> None:
-        """Reset both sides: what was under way must not look whole."""
-        self.write_record(blame=blame, detail=detail)
+    def abort(self, detail: str, blame: Blame, *, loses: bool = True) -> None:
+        """Reset both sides: what was under way must not look whole. The client is cut by it, unless
+        it `loses` nothing."""
+        self.write_record(
+            blame=blame, detail=detail, counts=(LegCounts(cut=loses), LegCounts())
+        )
         self.drop_upstream()
         self.release()
         self.order(events.Reset(CLIENT))

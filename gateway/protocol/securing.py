@@ -43,11 +43,11 @@ class Securing(Life):
     def on_securing_timed_out(self, event: events.TimedOut) -> None:
         """The hello never ended, or a drain does not wait for more of it."""
         if event.name == "idle":
-            self.abort("drain", Blame.GATEWAY)
+            self.abort("drain", Blame.GATEWAY, loses=False)
             return
         assert event.name == "head", event.name
         self.note(handshake=Handshake.TIMED_OUT)
-        self.abort("head_timeout inside the TLS handshake", Blame.CLIENT)
+        self.abort("head_timeout inside the TLS handshake", Blame.CLIENT, loses=False)
 
     def on_drain_in_securing(self) -> None:
         """Whoever is in the middle of it may be about to ask: it has a moment, as others have."""
@@ -55,7 +55,7 @@ class Securing(Life):
 
     def on_kill_in_securing(self) -> None:
         """Nothing was asked, so nothing is lost."""
-        self.abort("cut: the gateway ends", Blame.GATEWAY)
+        self.abort("cut: the gateway ends", Blame.GATEWAY, loses=False)
 
     def check_direction(self, head: http1.Request) -> None:
         """ClientError 421 for a host that another certificate of this listener is for."""

@@ -60,13 +60,6 @@ class Session(Asking):
         """Both links are gone and all is recorded: forget it."""
         return self.state is OVER
 
-    @property
-    def is_busy(self) -> bool:
-        """Something would be lost if it were cut now; not so between two exchanges, or behind the
-        last word."""
-        if self.state is HEAD:
-            return bool(self.rest) or (self.reader is not None and not self.reader.is_empty)
-        return self.state not in (SECURING, LINGERING, CLOSING, OVER)
 
     def handle(self, side: Side, event: Event) -> list[Command]:
         """One event of this session's links; timers come with the client's side."""
@@ -104,6 +97,11 @@ class Session(Asking):
         return self.take()
 
     # --- Requests ----------------------------------------------------------------------------
+
+    @property
+    def _has_request(self) -> bool:
+        """In `HEAD`: one has begun, or waits for its turn."""
+        return bool(self.rest) or (self.reader is not None and not self.reader.is_empty)
 
     def on_head_received(self, event: events.Received) -> None:
         """Bytes of a request's head."""
@@ -163,7 +161,7 @@ class Session(Asking):
         if event.name == "head":
             self.refuse(408, http1.SENTENCES[408], Blame.CLIENT)
         elif event.name == "idle":
-            if not self.is_busy:
+            if not self._has_request:
                 # A request may cross with our FIN: it is thrown away, and no RST is the answer.
                 self.write_record(blame=Blame.GATEWAY, detail="drain")
                 self.linger()
@@ -330,7 +328,7 @@ class Session(Asking):
     def on_drain_in_head(self) -> None:
         """A request that has begun is answered, and its answer closes; so is one that was sent
         already. Then the connection ends."""
-        if not self.is_busy:
+        if not self._has_request:
             self.await_request()
 
     def on_drain_unanswered(self) -> None:
@@ -343,7 +341,7 @@ class Session(Asking):
 
     def on_kill_in_head(self) -> None:
         """Whoever has begun a request is told; others lose nothing."""
-        if self.is_busy:
+        if self._has_request:
             if self.record is None:              # requests in hand wait their turn
                 self._begin_record()
             self.on_kill_unanswered()
@@ -487,5 +485,4 @@ ON_KILL: Mapping[State, Way] = {
     PASSING: _way(Session.on_kill, CLOSING),
     RELAYING: _way(Session.on_kill_in_relay, RELAYING),
     LINGERING: _way(Session.on_kill_lingering, CLOSING),
-    CLOSING: _way(Session.on_kill, CLOSING),
 }

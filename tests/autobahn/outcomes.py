@@ -96,6 +96,7 @@ class Verdict:
     """What a comparison found; `ok` is what counts. Names of cases, with their outcomes."""
 
     way: str
+    through: str = "the gateway"
     count: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     spoiled: dict[str, str] = field(default_factory=dict)
@@ -115,9 +116,9 @@ class Verdict:
         passed = sum(self.kinds.values())
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(self.kinds.items()))
         head = (
-            f"autobahn, way {self.way}: {self.count} cases, {passed} pass through the gateway "
-            f"({kinds}), {len(self.spoiled)} spoiled, {len(self.unlisted)} differ unlisted, "
-            f"{len(self.listed)} differ as listed"
+            f"autobahn, way {self.way}: {self.count} cases, {passed} pass through "
+            f"{self.through} ({kinds}), {len(self.spoiled)} spoiled, "
+            f"{len(self.unlisted)} differ unlisted, {len(self.listed)} differ as listed"
         )
         text = [head]
         for what, found in (

@@ -1,7 +1,7 @@
 """Runs the suite: starts what is needed, compares, and says what the gateway changed.
 
     python -m tests.autobahn.run [--fast | --cases "1.*,7.1.1"] [--way client|server]
-                                 [--engine ENGINE] [--proxy gateway|nginx] [--keep FOLDER]
+                                 [--engines E,E] [--proxy gateway|nginx] [--keep FOLDER]
 
 Exit code 1 when a case is spoiled, or differs and is not listed. `--proxy nginx` puts nginx where
 the gateway would be: a check of these files themselves, for which `differences.toml` is not used.
@@ -25,10 +25,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from gateway.control.choice import why_no_uring
 
 from . import outcomes
 from .install import PYTHON, InstallFailed, install
@@ -46,11 +48,15 @@ FAST = (
 )
 FAST_MESSAGES = 20
 START_LIMIT = 30.0                     # seconds, for whatever is started
+DIRECTLY = "direct"
 RUN_LIMIT = 1800.0                     # for one run of all chosen cases; usually minutes
 AGAIN_MAX = 40                         # more cases than this are no accident
 STOP_LIMIT = 15.0
 
-ENGINES = ("io_uring", "uvloop")
+# Behind a colon is how relays move in the ring. All have the same rules; how bytes come and go is
+# one thing by readiness, under uvloop too, and another by completions.
+ENGINES = ("uvloop", "io_uring:readiness", "io_uring:completions")
+FULL = ("uvloop", "io_uring:completions")
 Proxy = Callable[[int, int, Path], contextlib.AbstractContextManager[int]]
 
 
@@ -110,21 +116,28 @@ def _child(
 
 @contextlib.contextmanager
 def _gateway(engine: str, echo: int, fuzzer: int, folder: Path) -> Iterator[int]:
-    table = folder / "routes.toml"
+    name, _, form = engine.partition(":")
+    table = folder / f"{engine}.toml"
     table.write_text(
-        f'[gateway]\nlisten = ["127.0.0.1:0"]\ncontrol = "off"\nengine = "{engine}"\n\n'
+        f'[gateway]\nlisten = ["127.0.0.1:0"]\ncontrol = "off"\n'
+        f'engine = "{name}"\nring = "{form or "auto"}"\n\n'
         f'[[route]]\nname = "echo"\npath = "/echo"\nupstream = "ws://127.0.0.1:{echo}"\n\n'
         f'[[route]]\nname = "fuzz"\npath = "/fuzz/*"\nupstream = "ws://127.0.0.1:{fuzzer}"\n',
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "gateway", "--routes", str(table)]
-    with _child(command, folder / "gateway.log", r"127\.0\.0\.1:(\d+)", {}) as port:
+    with _child(command, folder / f"{engine}.log", r"127\.0\.0\.1:(\d+)", {}) as port:
         yield port
 
 
-def gateway(engine: str) -> Proxy:
-    """Starts the gateway on this engine in front of both upstreams, and gives its port."""
-    return functools.partial(_gateway, engine)
+def gateways(engines: Iterable[str]) -> dict[str, Proxy]:
+    """For each of these engines what starts the gateway in front of both upstreams, and gives its
+    port. Those that cannot be had here are left out."""
+    missing = why_no_uring()
+    return {
+        engine: functools.partial(_gateway, engine)
+        for engine in engines if not (missing and engine.startswith("io_uring"))
+    }
 
 
 NGINX = """
@@ -230,23 +243,30 @@ class Field:
 
     echo: int
     fuzzer: int
-    proxy: int
+    proxies: dict[str, int]            # the port of each
     folder: Path
 
-    def client(self, label: str, choice: Choice, names: tuple[str, ...]) -> dict[str, Outcome]:
-        """Autobahn's fuzzing client against the echo server, `direct` or `proxied`."""
-        proxied = label.startswith("proxied")
-        url = f"ws://127.0.0.1:{self.proxy}/echo" if proxied else f"ws://127.0.0.1:{self.echo}/"
+    def client(
+        self, through: str, choice: Choice, names: tuple[str, ...]
+    ) -> dict[str, Outcome]:
+        """Autobahn's fuzzing client against the echo server, through a proxy or DIRECTLY."""
+        port = self.proxies.get(through)
+        url = f"ws://127.0.0.1:{port}/echo" if port else f"ws://127.0.0.1:{self.echo}/"
+        label = _label(through, choice, names)
         out = self.folder / f"client-{label}.json"
         alone = ["--alone"] if names != choice.names else []
         command = [*_suite("fuzzer.py"), *alone, "client", url, ",".join(names), str(out)]
         _await(command, self.folder / f"client-{label}.log", choice.environment)
         return outcomes.read(json.loads(out.read_text(encoding="utf-8")))
 
-    def server(self, label: str, choice: Choice, names: tuple[str, ...]) -> dict[str, Outcome]:
-        """An echo client against Autobahn's fuzzing server, `direct` or `proxied`."""
-        proxied = label.startswith("proxied")
-        port, path = (self.proxy, "/fuzz") if proxied else (self.fuzzer, "")
+    def server(
+        self, through: str, choice: Choice, names: tuple[str, ...]
+    ) -> dict[str, Outcome]:
+        """An echo client against Autobahn's fuzzing server, through a proxy or DIRECTLY."""
+        port, path = self.proxies.get(through), "/fuzz"
+        if not port:
+            port, path = self.fuzzer, ""
+        label = _label(through, choice, names)
         alone = ["--alone"] if names != choice.names else []
         indices = ",".join(str(choice.names.index(name) + 1) for name in names)
         words = [f"ws://127.0.0.1:{port}{path}", label, str(choice.light), indices]
@@ -257,47 +277,59 @@ class Field:
 
     def compare(
         self, way: str, choice: Choice, listed: list[outcomes.Difference], done: threading.Barrier
-    ) -> Verdict:
-        """Both runs of one way, and once more, alone, what was not in order.
+    ) -> list[Verdict]:
+        """The runs of one way, and once more, alone, what was not in order.
 
         `done` is passed when the first runs of all ways are over: until then no one is alone.
         """
         run = self.client if way == "client" else self.server
         try:
-            direct = run("direct", choice, choice.names)
-            proxied = run("proxied", choice, choice.names)
+            direct = run(DIRECTLY, choice, choice.names)
+            proxied = {through: run(through, choice, choice.names) for through in self.proxies}
         except BaseException:
             done.abort()
             raise
-        verdict = outcomes.judge(way, direct, proxied, listed)
-        done.wait(RUN_LIMIT)
-        names = tuple({**verdict.spoiled, **verdict.unlisted, **verdict.failed_directly})
-        if not 0 < len(names) <= AGAIN_MAX:
-            return verdict
-        first = verdict
-        direct.update(run("direct-again", choice, names))
-        proxied.update(run("proxied-again", choice, names))
-        verdict = outcomes.judge(way, direct, proxied, listed)
-        still = {**verdict.spoiled, **verdict.unlisted}
-        verdict.again = [name for name in {**first.spoiled, **first.unlisted} if name not in still]
-        return verdict
+        done.wait(2 * len(proxied) * RUN_LIMIT)
+        verdicts = []
+        for through, found in proxied.items():
+            first = outcomes.judge(way, direct, found, listed)
+            verdict = first
+            names = tuple({**first.spoiled, **first.unlisted, **first.failed_directly})
+            if 0 < len(names) <= AGAIN_MAX:
+                before = {**direct, **run(DIRECTLY, choice, names)}
+                after = {**found, **run(through, choice, names)}
+                verdict = outcomes.judge(way, before, after, listed)
+            still = {**verdict.spoiled, **verdict.unlisted}
+            verdict.again = [
+                name for name in {**first.spoiled, **first.unlisted} if name not in still
+            ]
+            verdict.through = through
+            verdicts.append(verdict)
+        return verdicts
+
+
+def _label(through: str, choice: Choice, names: tuple[str, ...]) -> str:
+    """Names the files of a run, and its results in the fuzzing server."""
+    return through if names == choice.names else f"{through}-again"
 
 
 def run(
-    proxy: Proxy,
+    proxies: dict[str, Proxy],
     choice: Choice,
     folder: Path,
     listed: list[outcomes.Difference],
     ways: tuple[str, ...] = outcomes.WAYS,
 ) -> list[Verdict]:
-    """Run the chosen cases, all ways at once. Raises RunFailed."""
+    """Run the chosen cases, all ways at once: directly, and through each of these. Raises
+    RunFailed."""
     with contextlib.ExitStack() as stack:
         start = stack.enter_context
         port = r"^port (\d+)"
         echo = start(_child([*_suite("testee.py"), "server"], folder / "echo.log", port, {}))
         command = [*_suite("fuzzer.py"), "server", choice.words, str(folder / "server.json")]
         fuzzer = start(_child(command, folder / "fuzzer.log", port, choice.environment))
-        field = Field(echo, fuzzer, start(proxy(echo, fuzzer, folder)), folder)
+        ports = {name: start(proxy(echo, fuzzer, folder)) for name, proxy in proxies.items()}
+        field = Field(echo, fuzzer, ports, folder)
         done = threading.Barrier(len(ways))
         with ThreadPoolExecutor(len(ways)) as pool:
             runs = [pool.submit(field.compare, way, choice, listed, done) for way in ways]
@@ -305,7 +337,7 @@ def run(
         for error in failures:
             if not isinstance(error, threading.BrokenBarrierError):
                 raise error
-        return [run.result() for run in runs]
+        return [verdict for run in runs for verdict in run.result()]
 
 
 def main() -> int:
@@ -315,20 +347,27 @@ def main() -> int:
     which.add_argument("--fast", action="store_true", help="the choice of make test")
     which.add_argument("--cases", default=ALL, help='Autobahn\'s patterns, as in "1.*,7.1.1"')
     parser.add_argument("--way", choices=outcomes.WAYS)
-    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto")
+    parser.add_argument("--engines", default=",".join(FULL),
+                        help=f"by comma: {', '.join(ENGINES)} (%(default)s)")
     parser.add_argument("--proxy", choices=["gateway", "nginx"], default="gateway")
     parser.add_argument("--keep", type=Path, help="a folder for results and logs, made if needed")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     folder = given.keep or Path(tempfile.mkdtemp(prefix="autobahn-"))
     folder.mkdir(parents=True, exist_ok=True)
-    proxy: Proxy = nginx if given.proxy == "nginx" else gateway(given.engine)
+    engines = given.engines.split(",")
+    if not set(engines) <= set(ENGINES):
+        parser.error(f"--engines: one of {', '.join(ENGINES)}, or several by comma")
+    proxies: dict[str, Proxy] = {"nginx": nginx} if given.proxy == "nginx" else gateways(engines)
+    if given.proxy == "gateway":
+        for engine in set(engines) - set(proxies):
+            print(f"autobahn: {engine} cannot be had here: {why_no_uring()}")
     listed = outcomes.load() if given.proxy == "gateway" else []
     try:
         install()
         choice = choose(FAST, FAST_MESSAGES) if given.fast else choose(given.cases, ALL_MESSAGES)
         ways = (given.way,) if given.way else outcomes.WAYS
-        verdicts = run(proxy, choice, folder.resolve(), listed, ways)
+        verdicts = run(proxies, choice, folder.resolve(), listed, ways)
     except (RunFailed, InstallFailed) as failure:
         print(f"autobahn: {failure}\nlogs: {folder}")
         return 1

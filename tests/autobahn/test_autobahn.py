@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.control.choice import why_no_uring
-
 from . import outcomes
 from .install import install
 from .outcomes import Difference, Outcome, judge
-from .run import ENGINES, FAST, FAST_MESSAGES, choose, gateway, run
+from .run import ENGINES, FAST, FAST_MESSAGES, choose, gateways, run
 
 OK = Outcome("OK", "OK", 1000)
 EARLY = Outcome("NON-STRICT", "OK", 1002)
@@ -18,18 +16,20 @@ LISTED = Difference(("client",), ("3.2",), ("NON-STRICT/OK/1002",), "stopped bef
 
 
 @pytest.mark.timeout(600)              # the first run fetches the suite, too
-@pytest.mark.parametrize("engine", ENGINES)
 def test_no_case_is_spoiled_and_no_difference_is_without_a_reason(
-    engine: str, tmp_path: Path
+    ring_refused: str, tmp_path: Path
 ) -> None:
-    """Both ways: what passes directly passes through the gateway; what differs is listed."""
-    if engine == "io_uring" and (refused := why_no_uring()):
-        pytest.skip(f"no io_uring here: {refused}")
+    """Both ways: what passes directly passes through the gateway on every engine, in every form of
+    its relays; what differs is listed."""
     install()
-    verdicts = run(gateway(engine), choose(FAST, FAST_MESSAGES), tmp_path, outcomes.load())
+    chosen = gateways(ENGINES)
+    verdicts = run(chosen, choose(FAST, FAST_MESSAGES), tmp_path, outcomes.load())
     report = "\n".join(line for verdict in verdicts for line in verdict.lines())
     print(report)
-    assert [verdict.way for verdict in verdicts] == list(outcomes.WAYS)
+    expected = ENGINES[:1] if ring_refused else ENGINES
+    assert [(verdict.way, verdict.through) for verdict in verdicts] == [
+        (way, engine) for way in outcomes.WAYS for engine in expected
+    ]
     assert all(verdict.ok for verdict in verdicts), report
 
 

@@ -1,4 +1,4 @@
-"""A worker on a stage: a scripted engine on one side of it, scripted sessions on the other."""
+"""A scripted engine and scripted sessions, and a worker between them."""
 
 import os
 import socket
@@ -7,13 +7,14 @@ from typing import Any, cast
 
 from gateway import events
 from gateway.control.channel import Lines, Message, encode
+from gateway.control.counters import Counters
 from gateway.control.listening import Bound
 from gateway.control.report import Report
-from gateway.control.shared import Counters
 from gateway.control.worker import Worker
 from gateway.engine.contract import Deliver, Stats
 from gateway.events import (
     Accepted,
+    AccessRecord,
     Address,
     Cause,
     Command,
@@ -47,6 +48,7 @@ class ScriptedEngine:
         self.calls: list[tuple[Any, ...]] = []
         self.time = 100.0
         self.idles: dict[Link, float] = {}       # of those that are relayed
+        self.crowded = False                     # somebody waits in the backlog
         self.pair_error: OSError | None = None
         self.deliver_when_run: Callable[[Deliver], None] = lambda _: None
         self._number = 0
@@ -64,6 +66,9 @@ class ScriptedEngine:
 
     def unlisten(self, listener: int) -> None:
         self.calls.append(("unlisten", listener))
+
+    def waits(self, _listener: int) -> bool:
+        return self.crowded
 
     def adopt(self, inherited: socket.socket) -> Link:
         self.adopted = inherited
@@ -148,7 +153,7 @@ class ScriptedSession:
         self.listener = listener
         self.seen: list[tuple[Side, Event]] = []
         self.script: dict[tuple[Side, type[Event]], list[Command]] = {}
-        self.is_busy = True
+        self.record: AccessRecord | None = None
         self.over = False
         self.started: list[Command] = [events.Read(Side.CLIENT)]
         self.on_drain: list[Command] = [events.End(Cause.DRAIN)]
@@ -284,3 +289,7 @@ class Stage:
         self.supervisor.close()
         for descriptor in (self.out, self._out, self.err, self._err):
             os.close(descriptor)
+
+
+def record(session: str = "s") -> AccessRecord:
+    return AccessRecord(session=session, client="c", peer="p", listener="l")

@@ -15,14 +15,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.control import admin
 from gateway.control.admin import Admin
+from gateway.control.board import Board
+from gateway.control.counters import Counters
 from gateway.control.metrics import Facts, exposition
 from gateway.control.report import Report
-from gateway.control.shared import Board, Cell, Counters, SharedMemory, endpoint_name
+from gateway.control.shared import Cell, SharedMemory, endpoint_name
 from gateway.events import AccessRecord, Cause, LegCounts
 
 FACTS = Facts(
     version="1.2.3", engine="uvloop", ready=True, workers={0: "serving", 1: "starting"},
     restarts=2, reloads={"done": 3, "failed": 1}, reloaded=1e9,
+    predecessor_sessions=9,
 )
 
 
@@ -84,6 +87,7 @@ def test_metrics_are_what_workers_counted(memory: SharedMemory) -> None:
         "gateway_reloads_total outcome=done": 3,
         "gateway_reloads_total outcome=failed": 1,
         "gateway_table_loaded_timestamp_seconds": 1e9,
+        "gateway_predecessor_sessions": 9,
         "gateway_connections_open": 10,
         "gateway_connections_accepted_total": 14,
         "gateway_handshakes_total status=101": 2,

@@ -16,7 +16,7 @@ import pytest
 
 from gateway import __version__
 from gateway.control import choice, cli, serving
-from gateway.control.choice import Choice, choose
+from gateway.control.choice import choose
 from gateway.errors import EngineRefused, StartFailed
 
 COMMAND = [sys.executable, "-m", "gateway"]
@@ -239,7 +239,9 @@ def test_an_engine_that_cannot_run_is_5(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(EngineRefused, match=r"io_uring.*it was not built") as caught:
         choose("io_uring")
     assert caught.value.exit_code == 5
-    assert choose("auto") == Choice("uvloop", "", "no io_uring: it was not built")
+    chosen = choose("auto")
+    assert (chosen.engine, chosen.form) == ("uvloop", "")
+    assert chosen.reason.startswith("no io_uring: it was not built")
 
 
 def test_any_error_of_the_house_ends_with_its_code(

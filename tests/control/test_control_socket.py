@@ -45,11 +45,14 @@ STATUS: dict[str, Any] = {
     "is": "status", "version": "0.1.0", "engine": "uvloop", "pid": 7, "ready": True,
     "draining": False, "uptime": 3725.5, "table": "/etc/routes.toml",
     "listening": ["127.0.0.1:80"],
-    "reloads": {"done": 2, "failed": 1, "error": "routes.toml: found x\x1b, expected y"},
+    "reloads": {
+        "done": 2, "failed": 1, "error": "routes.toml: found x\x1b, expected y", "retried": True,
+    },
     "workers": [
         {"worker": 0, "pid": 8, "state": "serving", "connections": 1234, "sessions": 1200,
          "lag_ms": 0.25, "restarts": 1},
     ],
+    "predecessor": {"pid": 6, "sessions": None},
     "routes": [{"name": "chat", "sessions": 1200, "total": 56789}],
 }
 SESSIONS: dict[str, Any] = {
@@ -386,6 +389,7 @@ def test_status(serving: Serving) -> None:
     """In words, without a byte that a terminal would obey; and as it is."""
     text = serving.run("status").stdout
     assert "pid 7, ready\nup         1h2m, 1,200 sessions\n" in text
+    assert "replaced   pid 6, which drains: sessions that cannot be counted\n" in text
     assert "2 done, 1 failed" in text
     assert "found x\\x1b, expected y" in text
     assert "WORKER  PID  STATE    CONNECTIONS  SESSIONS  LAG MS  RESTARTS\n" in text

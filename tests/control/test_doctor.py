@@ -117,7 +117,7 @@ def test_an_engine_that_cannot_run_is_missing(
     text, has_all = examined(table_of(tmp_path, more='engine = "io_uring"'))
     assert not has_all
     assert line_with(text, "  MISSING").endswith(
-        'engine = "io_uring" cannot run: io_uring: kernel.io_uring_disabled is 2'
+        'engine = "io_uring" cannot run: kernel.io_uring_disabled is 2'
     )
     assert 'engine = "auto" runs uvloop instead' in text
     assert examined(table_of(tmp_path, more='engine = "auto"'))[1]

@@ -1,15 +1,18 @@
 """Binding: where it is bound, who else may, what of a Unix socket's file, and what is said."""
 
+import contextlib
 import fcntl
 import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gateway.control import listening
-from gateway.control.listening import bind
+from gateway.control.listening import Bound, bind
 from gateway.errors import ListenError
 from gateway.events import Address
 from gateway.table import Listener
@@ -29,9 +32,9 @@ def stale(path: Path) -> None:
         dead.bind(str(path))
 
 
-def refused(listener: Listener) -> str:
+def refused(listener: Listener, *going: Bound) -> str:
     with pytest.raises(ListenError) as caught:
-        bind(listener)
+        bind(listener, going)
     assert caught.value.exit_code == 3
     return str(caught.value)
 
@@ -67,6 +70,40 @@ def test_a_second_gateway_is_refused() -> None:
     first.abandon()
 
 
+@pytest.mark.parametrize(("now", "then"), [
+    ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("::1", "::"), ("::", "::1"),
+    ("127.0.0.1", "127.0.0.1"),
+])
+def test_what_will_go_keeps_nobody_from_its_port(now: str, then: str) -> None:
+    """Both listen meanwhile, and a second gateway is refused: before, then, and afterwards."""
+    if ":" in now and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    old, other = bind(tcp(now)), bind(tcp(now))
+    port = old.address.port
+    assert refused(tcp(then, port))
+    new = bind(tcp(then, port), [other, old])
+    for each in (old, new):
+        assert not each.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+        assert refused(tcp(now, port))
+        assert refused(tcp(then, port))
+        with socket.create_connection(("::1" if ":" in now else "127.0.0.1", port)):
+            each.abandon()
+    other.abandon()
+    bind(tcp(now, port)).abandon()
+
+
+def test_what_will_go_may_be_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket of another user cannot be shared; the sentence does not blame another process."""
+    old = bind(tcp())
+    port = old.address.port
+    monkeypatch.setattr(listening, "_sharing", lambda _: contextlib.nullcontext())
+    said = refused(tcp("0.0.0.0", port), old)
+    assert said.startswith(
+        f"cannot listen on 0.0.0.0:{port}: this gateway listens on 127.0.0.1:{port} until then"
+    )
+    old.abandon()
+
+
 def test_who_has_it_may_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of somebody else: then the command is said that root may ask."""
     monkeypatch.setattr(listening, "holders", lambda _address: "")
@@ -74,6 +111,28 @@ def test_who_has_it_may_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     port = first.address.port
     assert refused(tcp(port=port)).endswith(f" (ss -ltnp 'sport = :{port}' shows which)")
     first.abandon()
+
+
+def test_a_worker_that_keeps_an_address_alone_is_named() -> None:
+    """A debugger has stopped it, or it hangs: it cannot see that its supervisor is gone."""
+    program = ("import socket, sys; kept = socket.create_server(('127.0.0.1', 0)); "
+               "print('port', kept.getsockname()[1], flush=True); sys.stdin.read()")
+    alone = subprocess.Popen(           # of a shell, which ends at once
+        ["sh", "-c", 'exec 3<&0; "$@" <&3 & echo process $!', "sh", sys.executable, "-c", program,
+         "gateway.control.worker_process"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )
+    assert alone.stdin and alone.stdout
+    with alone.stdin, alone.stdout:
+        alone.wait(20)
+        told = dict(alone.stdout.readline().split() for _ in range(2))
+        said = refused(tcp(port=int(told["port"])))
+        alone.stdin.close()
+        assert alone.stdout.read() == ""
+    assert said.endswith(
+        "(a gateway's worker whose supervisor is gone and that does not end: "
+        f"kill -KILL {told['process']})"
+    )
 
 
 def test_an_address_of_nobody() -> None:

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway.control.board import Board
+from gateway.control.counters import Counters
 from gateway.control.metering import LOOKS
 from gateway.control.parties import Echo, Party
 from gateway.control.pulse import BEAT, LOOK, Pulse
 from gateway.control.report import Report
-from gateway.control.shared import Board, Cell, Counters, SharedMemory, Slots
+from gateway.control.shared import Cell, SharedMemory, Slots
 from gateway.events import AccessRecord, LegCounts
 from gateway.limits import Limits
 

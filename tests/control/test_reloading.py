@@ -270,6 +270,170 @@ def test_files_that_were_read_already_are_not_read_again(rig: Rig) -> None:
     assert rig.terms.version == 2
 
 
+def test_nothing_is_reloaded_while_all_is_to_be_still(rig: Rig) -> None:
+    """A new program reads the table meanwhile. What is asked is done afterwards."""
+    rig.write(HEAD + ROUTE.format(name="b"))
+
+    async def story() -> None:
+        async with rig.reloader.still():
+            asked = asyncio.create_task(rig.reloader.reload("test"))
+            told = asyncio.create_task(rig.reloader.reload_changed("by the watch"))
+            await asyncio.sleep(0.01)
+            assert rig.workers[0].heard == []
+        await asyncio.gather(asked, told)
+
+    run(story)
+    assert rig.workers[0].heard == ["prepare", "commit"]
+
+
+# --- Tried again ------------------------------------------------------------------------------
+
+
+class Again:
+    """Lets time go fast, counts what is tried, and keeps what is said."""
+
+    def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rig = rig
+        self.tried = 0
+        self.said: list[tuple[str, str]] = []
+        self._look = asyncio.Event()
+        monkeypatch.setattr(reloading, "RETRY", 0.002)
+        reload_now = rig.reloader._reload_now
+
+        async def counted(cause: str) -> Any:
+            self.tried += 1
+            try:
+                return await reload_now(cause)
+            finally:
+                self._look.set()
+
+        monkeypatch.setattr(rig.reloader, "_reload_now", counted)
+        for level in ("error", "info"):
+            monkeypatch.setattr(
+                rig.report, level, lambda text, **more: self.said.append((text, more["cause"]))
+            )
+
+    async def until(self, found: Callable[[], bool]) -> None:
+        """Try again until then."""
+        task = asyncio.create_task(self.rig.reloader.try_again())
+        async with asyncio.timeout(20):
+            while not found():
+                self._look.clear()
+                await self._look.wait()
+        task.cancel()
+
+
+@pytest.fixture
+def again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Again:
+    """See `Again`."""
+    return Again(rig, monkeypatch)
+
+
+FAILED = "the table is not reloaded, the one that runs stays"
+
+
+def test_an_address_that_is_taken_is_tried_again(rig: Rig, again: Again) -> None:
+    """Said and counted once, however often it is tried; and once that it is there."""
+
+    async def story() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            rig.write(HEAD.replace('"]', f'", "127.0.0.1:{port}"]') + ROUTE.format(name="a"))
+            with pytest.raises(ListenError):
+                await rig.reloader.reload("test")
+            assert rig.reloader.outcome.is_retried
+            await again.until(lambda: again.tried >= 4)
+            assert again.said == [(FAILED, "test")]
+            assert rig.reloader.outcome.failed == 1
+        await again.until(lambda: rig.reloader.outcome.done == 1)
+
+    run(story)
+    assert again.said == [(FAILED, "test"), ("reloaded", "it is tried again")]
+    assert (rig.reloader.outcome.error, rig.reloader.outcome.is_retried) == ("", False)
+    assert len(rig.terms.bound) == 2
+
+
+def test_another_reason_is_said(rig: Rig, again: Again) -> None:
+    """A worker did not answer; now it has no descriptor; then it has."""
+    rig.write(HEAD + ROUTE.format(name="b"))
+    rig.workers[1].script["prepare"] = "silent"
+
+    async def story() -> None:
+        with pytest.raises(ReloadFailed):
+            await rig.reloader.reload("test")
+        rig.workers[1].script["prepare"] = "refused"
+        await again.until(lambda: again.tried >= 4)
+        rig.workers[1].script.clear()
+        await again.until(lambda: rig.reloader.outcome.done == 1)
+
+    run(story)
+    assert [text for text, _ in again.said] == [FAILED, FAILED, "reloaded"]
+    assert rig.reloader.outcome.failed == 2
+    assert rig.workers[1].version == 1
+
+
+@pytest.mark.parametrize("text", ["broken =", HEAD + 'engine = "uvloop"\n'])
+def test_what_stays_as_it_is_is_not_tried_again(rig: Rig, again: Again, text: str) -> None:
+    """A mistake; what only a replace changes."""
+    rig.write(text + ROUTE.format(name="a"))
+
+    async def story() -> None:
+        with pytest.raises(GatewayError):
+            await rig.reloader.reload("test")
+        assert not rig.reloader.outcome.is_retried
+        task = asyncio.create_task(rig.reloader.try_again())
+        await asyncio.sleep(0.05)
+        task.cancel()
+
+    run(story)
+    assert again.tried == 1
+
+
+def test_other_files_are_not_tried_unasked(rig: Rig, again: Again) -> None:
+    """They may be half written: the watch waits until they are whole."""
+    rig.write(HEAD + ROUTE.format(name="b"))
+    rig.workers[1].script["prepare"] = "silent"
+
+    async def story() -> None:
+        with pytest.raises(ReloadFailed):
+            await rig.reloader.reload("test")
+        rig.write(HEAD + ROUTE.format(name="c"))
+        task = asyncio.create_task(rig.reloader.try_again())
+        await asyncio.sleep(0.05)
+        task.cancel()
+
+    run(story)
+    assert again.tried == 1
+
+
+# --- An address that becomes wider, or narrower -------------------------------------------------
+
+
+@pytest.mark.parametrize(("now", "then"), [
+    ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"),
+])
+def test_a_listener_moves_on_its_port(rig: Rig, now: str, then: str) -> None:
+    """The new one is there before the old one goes; a reload that fails leaves the old one. (The
+    third: port 0 of before is named now.)"""
+    rig.write(HEAD.replace("127.0.0.1:0", f"{now}:0") + ROUTE.format(name="a"))
+    run(lambda: rig.reloader.reload("test"))
+    (before,) = rig.terms.bound.values()
+    port = before.address.port
+    rig.write(HEAD.replace("127.0.0.1:0", f"{then}:{port}") + ROUTE.format(name="a"))
+    rig.workers[1].script["prepare"] = "refused"
+    with pytest.raises(ReloadFailed):
+        run(lambda: rig.reloader.reload("test"))
+    with socket.create_connection(("127.0.0.1", port)):
+        before.socket.accept()[0].close()
+    rig.workers[1].script.clear()
+    run(lambda: rig.reloader.reload("test"))
+    (after,) = rig.terms.bound.values()
+    assert after.address.host == then
+    assert before.socket.fileno() == -1
+    with socket.create_connection(("127.0.0.1", port)):
+        after.socket.accept()[0].close()
+
+
 # --- Names ------------------------------------------------------------------------------------
 
 

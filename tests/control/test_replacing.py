@@ -12,7 +12,7 @@ from gateway.control.replacing import ReplaceFailed, Replacement
 def test_process_1_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 1)
     with pytest.raises(ReplaceFailed, match=r"process 1 .* start a container .* SIGTERM"):
-        Replacement().start([])
+        Replacement().start([], 0)
 
 
 def attempt(monkeypatch: pytest.MonkeyPatch, code: str, seconds: float = 20.0) -> str:
@@ -21,7 +21,7 @@ def attempt(monkeypatch: pytest.MonkeyPatch, code: str, seconds: float = 20.0) -
 
     async def replace() -> None:
         replacement = Replacement()
-        replacement.start([])
+        replacement.start([], 0)
         await replacement.serving(seconds)
 
     with pytest.raises(ReplaceFailed) as caught:

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.control import report as module
-from gateway.control.report import CHUNK_MAX, QUEUE_MAX, LineStream, Report, quoted
+from gateway.control.report import CHUNK_MAX, LINE_MAX, QUEUE_MAX, LineStream, Report, quoted
 from gateway.errors import Blame
 from gateway.events import AccessRecord, LegCounts
 
@@ -121,11 +121,14 @@ def lines_of(style: str, say: object, *, log_query: bool = False) -> tuple[str, 
     )
     say(made)
     made.flush()
-    said = output.read().decode(), errors.read().decode()
+    said = [output.read(), errors.read()]
+    while made.waiting:                  # more than a pipe takes at once
+        made.flush()
+        said = [said[0] + output.read(), said[1] + errors.read()]
     made.close()
     output.close()
     errors.close()
-    return said
+    return said[0].decode(), said[1].decode()
 
 
 # --- What a line looks like -------------------------------------------------------------------
@@ -202,6 +205,71 @@ def test_a_refused_exchange_is_short() -> None:
     out, _ = lines_of("json", lambda report: report.access(record))
     assert json.loads(out)["carried"] == ""
     assert json.loads(out)["from_client"]["carried"] == ""
+
+
+# --- No line is longer than a pipe takes whole ---------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+@pytest.mark.parametrize("letters", ["a", '"', "\\", "\x01", "ä", "\U0001f600", "\ud800", "a ="])
+def test_a_long_record_is_cut(style: str, letters: str) -> None:
+    """Its longest texts are, marked, as little as need be, and inside no character."""
+    long = (letters * 16_384)[:16_384]
+    said = AccessRecord(
+        session="s-1", client="c", peer="p", listener="l", method="GET", host=long[:300],
+        path=long, query=long, detail="short", route="chat",
+    )
+    out, _ = lines_of(style, lambda report: report.access(said), log_query=True)
+    assert 4000 < len(out.encode()) <= LINE_MAX
+    assert out.endswith("\n")
+    assert "chat" in out
+    if style == "json":
+        fields = json.loads(out)
+        for key in ("path", "query"):
+            assert fields[key].endswith("...")
+            assert long.startswith(fields[key].removesuffix("..."))
+        assert fields["detail"] == "short"
+        assert fields["from_client"]["bytes_in"] == 0
+    else:
+        assert out.count("...") >= 2
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_line_that_just_fits_is_whole(style: str) -> None:
+    """And one byte more is not."""
+    def length(size: int) -> int:
+        return len(lines_of(style, lambda report: report.info("m", a="x" * size))[1])
+
+    fits = 1000 + LINE_MAX - length(1000)
+    assert length(fits) == LINE_MAX
+    assert LINE_MAX - len('""') <= length(fits + 1) <= LINE_MAX
+    _, cut = lines_of(style, lambda report: report.info("m", a="x" * (fits + 1)))
+    assert "xxx..." in cut
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_long_traceback_is_several_lines_and_whole(style: str) -> None:
+    """Its last line is the one that says what it was."""
+    trace = "\n".join(["Traceback:", *(f'  File "x{n}.py"' for n in range(400)), "ValueError: no"])
+    _, err = lines_of(style, lambda report: report.error(trace, session="s-1"))
+    lines = err.splitlines(keepends=True)
+    assert max(map(len, lines)) <= LINE_MAX
+    if style == "json":
+        assert 2 < len(lines) < 10
+        assert "\n".join(json.loads(each)["message"] for each in lines) == trace
+        assert {json.loads(each)["session"] for each in lines} == {"s-1"}
+    else:
+        assert len(lines) == 402
+        assert "ValueError: no session=s-1" in lines[-1]
+
+
+def test_a_long_message_is_cut() -> None:
+    """Of one line, with what it needs behind it."""
+    for style in ("text", "json"):
+        _, err = lines_of(style, lambda report: report.error("m" * 9000, pid=7))
+        assert len(err) <= LINE_MAX
+        assert "mmm..." in err
+        assert "pid" in err
 
 
 def test_log_lines() -> None:

@@ -11,7 +11,9 @@ import pytest
 
 from gateway.balance import Load
 from gateway.control import shared
-from gateway.control.shared import Board, Cell, Counters, SharedMemory, Slots, endpoint_name
+from gateway.control.board import Board, RouteCounts
+from gateway.control.counters import Counters
+from gateway.control.shared import Cell, SharedMemory, Slots, endpoint_name
 from gateway.events import AccessRecord, Address, LegCounts
 from gateway.limits import Limits, Refusal
 from gateway.table import EndpointEntry, Upstream
@@ -191,7 +193,7 @@ def test_a_full_bucket_is_counted_in_its_worker_alone(
     board: Board, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slack of the limit for clients: it holds in each worker then."""
-    monkeypatch.setattr(shared, "BUCKETS", 1)
+    monkeypatch.setattr("gateway.control.counters.BUCKETS", 1)
     slots = board.slots(["chat"], [])
     one, two = (Limits(100, Counters(memory, worker, slots)) for worker in (0, 1))
     for n in range(shared.BUCKET_SIZE):
@@ -283,7 +285,7 @@ def test_cells_that_change_hands_begin_at_zero(board: Board, memory: SharedMemor
     board.keep(Slots())
     second = board.slots(["z"], [])
     assert second.routes["z"] == first.routes["a"]
-    assert board.routes() == {"z": shared.RouteCounts()}
+    assert board.routes() == {"z": RouteCounts()}
     counters.use(second)
     counters.began("z")
     assert board.routes()["z"].begun == 1
@@ -324,7 +326,8 @@ def test_other_memory_is_refused() -> None:
 
 WORKER = """
 import sys
-from gateway.control.shared import Cell, Counters, SharedMemory, Slots
+from gateway.control.counters import Counters
+from gateway.control.shared import Cell, SharedMemory, Slots
 from gateway.events import Address
 from gateway.limits import Limits
 

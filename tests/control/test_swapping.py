@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from gateway.control import channel
+from gateway.control.accepting import Told
+from gateway.control.counters import Counters
 from gateway.control.report import Report
-from gateway.control.shared import Counters, SharedMemory, Slots
+from gateway.control.shared import SharedMemory, Slots
 from gateway.control.swapping import Swapping
 from gateway.events import Address
 from gateway.limits import Limits
@@ -38,10 +40,12 @@ class Host:
         self.drains: dict[str, float] = {}
 
     def listen_on(
-        self, listeners: dict[int, Listener], sockets: dict[int, socket.socket]
+        self, listeners: dict[int, Listener], sockets: dict[int, socket.socket], at: float,
+        told: Told,
     ) -> None:
         self.listeners, self.sockets = listeners, sockets
         self.listening = set(listeners)
+        self.closed = told
 
     def drain_routes(self, seconds: dict[str, float], at: float) -> None:
         self.drains = seconds
@@ -61,10 +65,12 @@ class Rig:
             limits=Limits(10), random_bytes=bytes,
         )
         self.report = Report()
+        self.said: list[dict[str, Any]] = []
         self.lane, self.far_lane = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.far_lane.setblocking(False)
         self.orders = Swapping(
-            self.host, self.desk, self.report, self.far_lane, self.counters, self.make_pool
+            self.host, self.desk, self.report, self.far_lane, self.counters, self.make_pool,
+            self.said.append,
         ).orders
 
     def make_pool(self, upstream: Upstream) -> Pool:
@@ -91,6 +97,14 @@ class Rig:
         }, 0.0)
         assert answer is not None
         return answer
+
+    def commit(self) -> None:
+        """Order what was prepared; it is answered when the listeners that went are closed."""
+        assert self.orders["commit"]({"id": 5}, 0.0) is None
+        assert self.said == []
+        self.host.closed()
+        assert self.said == [{"is": "committed", "id": 5}]
+        self.said.clear()
 
     def close(self) -> None:
         """Give everything back."""
@@ -119,7 +133,7 @@ def test_prepare_changes_nothing_and_commit_all(rig: Rig) -> None:
     assert rig.prepare(table, THERE, ELSEWHERE) == {"is": "prepared"}
     assert rig.desk.table == TABLE
     assert [one.address for one in rig.desk.pools["room"].endpoints] == [THERE]
-    assert rig.orders["commit"]({}, 0.0) == {"is": "committed"}
+    rig.commit()
     assert rig.desk.table == table
     match = rig.desk.routes.match("x", "/chat", "", [])
     assert match is not None
@@ -138,7 +152,7 @@ def test_an_address_that_stays_keeps_its_endpoint(rig: Rig, balance: str) -> Non
     before.failed(0.0)
     table = replace(TABLE, upstreams={"room": replace(ROOM, balance=balance)})
     rig.prepare(table, THERE)
-    rig.orders["commit"]({}, 0.0)
+    rig.commit()
     (after,) = rig.desk.pools["room"].endpoints
     assert after is before
     assert (after.active, after.rest) == (1, 1.0)
@@ -167,7 +181,7 @@ def test_listeners_are_handed_over(rig: Rig) -> None:
     rig.send(1)
     rig.prepare(replace(TABLE, listeners=(Listener(address=HERE, head_timeout=1.0),)), THERE,
                 numbers=(1,))
-    rig.orders["commit"]({}, 0.0)
+    rig.commit()
     assert list(rig.host.listeners) == list(rig.host.sockets) == [1]
     assert rig.host.listeners[1] == Listener(address=HERE, head_timeout=1.0)
 
@@ -175,12 +189,12 @@ def test_listeners_are_handed_over(rig: Rig) -> None:
 def test_only_routes_that_say_so_are_drained(rig: Rig) -> None:
     """Over the time that the new table says, or of one that goes the old one's."""
     rig.prepare(changed(max_message=9, reload_drain=60.0), THERE)
-    rig.orders["commit"]({}, 0.0)
+    rig.commit()
     assert rig.host.drains == {"chat": 60.0}
     rig.prepare(changed(name="other", path="/other"), THERE)
-    rig.orders["commit"]({}, 0.0)
+    rig.commit()
     assert rig.host.drains == {"chat": 60.0}
     rig.prepare(changed(name="other", path="/elsewhere"), THERE)
     rig.host.drains = {}
-    rig.orders["commit"]({}, 0.0)
+    rig.commit()
     assert rig.host.drains == {}

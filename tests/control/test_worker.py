@@ -1,49 +1,18 @@
 """The worker between a scripted engine and scripted sessions: who gets which event, which verb is
 called for which command, admission, bugs, drains and what the supervisor says."""
 
-import os
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from control.stage import (
-    CLIENT,
-    ECHO,
-    LOCAL,
-    OUTWARD,
-    UPSTREAM,
-    Stage,
-)
+from control.stage import CLIENT, ECHO, LOCAL, OUTWARD, UPSTREAM, Stage, record
 from gateway import events
 from gateway.control.channel import encode
 from gateway.errors import Fault
-from gateway.events import (
-    Accepted,
-    AccessRecord,
-    Cause,
-    Command,
-    Event,
-    RelayRules,
-    Side,
-)
+from gateway.events import Accepted, Cause, Command, Event, RelayRules, Side
 from gateway.limits import SPARE_CONNECTIONS
 from gateway.table import Listener
 from gateway.upstreams import News
-
-
-@pytest.fixture
-def stage() -> Iterator[Stage]:
-    made = Stage()
-    made.start()
-    yield made
-    made.close()
-
-
-def record(session: str = "s") -> AccessRecord:
-    return AccessRecord(session=session, client="c", peer="p", listener="l")
-
 
 # --- Events and commands ----------------------------------------------------------------------
 
@@ -360,133 +329,6 @@ def test_endpoints_that_rest_are_told_of_once_and_when_they_work_again(stage: St
     ]
 
 
-# --- Drain and kill ---------------------------------------------------------------------------
-
-
-def test_a_drain_ends_when_all_are_over(stage: Stage) -> None:
-    link, session = stage.accept()
-    calls = stage.drained(at=200.0)
-    assert calls == [
-        ("set_timer", stage.own, "drain", 207.0), ("end", link, Cause.DRAIN),
-        ("set_timer", stage.own, "unlisten", 200.0), ("unlisten", stage.listening),
-    ]
-    assert session.drained == 200.0
-    assert stage.desk.draining
-    assert stage.deliver(events.Closed(201.0, link, None))[-1] == ("stop",)
-    assert stage.told() == [{"is": "ended", "accepted": 1, "cut": 0, "dropped": 0}]
-    assert "draining worker=0 cause=SIGTERM sessions=1 seconds=7.0" in stage.said()
-
-
-def test_the_end_tells_of_lost_lines(stage: Stage) -> None:
-    """Who reads the log later knows that records are missing."""
-    link, session = stage.accept()
-    os.close(stage.out)
-    stage.order(link, session, events.Record(record()), events.Record(record()))
-    stage.deliver(events.Closed(101.0, link, None))
-    stage.drained()
-    assert stage.told() == [{"is": "ended", "accepted": 1, "cut": 0, "dropped": 2}]
-    stage.out = os.dup(stage._out)      # for `close`
-
-
-def test_a_drain_with_nobody_there_stops_at_once(stage: Stage) -> None:
-    assert stage.drained()[-1] == ("stop",)
-    assert ("stop",) not in stage.ordered("drain"), "and once"
-
-
-def test_who_waits_in_the_backlog_is_accepted_before_it_is_closed(stage: Stage) -> None:
-    """As long as each turn brings somebody; a crowd without end does not keep it open."""
-    stage.ordered("drain", at=100.0)
-    unlisten = ("unlisten", stage.listening)
-    for at in (100.0, 100.1, 100.19):
-        stage.accept()
-        calls = stage.deliver(events.TimedOut(at, stage.own, "unlisten"))
-        assert calls == [("set_timer", stage.own, "unlisten", at)]
-    assert unlisten in stage.deliver(events.TimedOut(100.19, stage.own, "unlisten"))
-    crowded = Stage()
-    crowded.start()
-    crowded.ordered("drain", at=100.0)
-    crowded.accept()
-    calls = crowded.deliver(events.TimedOut(100.2, crowded.own, "unlisten"))
-    assert calls[0] == ("unlisten", crowded.listening)
-    crowded.close()
-
-
-def test_where_others_accept_handshakes_may_finish_first(stage: Stage) -> None:
-    """A client that we took would be refused, and the next worker would have served it; one that
-    is in the middle of it has us alone."""
-    link, session = stage.accept()
-    calls = stage.ordered("drain", others=True)
-    assert calls == [
-        ("unlisten", stage.listening), ("set_timer", stage.own, "handshakes", 101.0),
-    ]
-    assert not stage.desk.draining
-    calls = stage.deliver(events.TimedOut(101.0, stage.own, "handshakes"))
-    assert ("end", link, Cause.DRAIN) in calls
-    assert ("set_timer", stage.own, "drain", 108.0) in calls
-    assert session.drained == 101.0
-    assert stage.desk.draining
-
-
-def test_the_end_of_the_drain_cuts_and_counts(stage: Stage) -> None:
-    """Those that have already had their last word are no loss."""
-    link, session = stage.accept()
-    lingering, told = stage.accept()
-    told.is_busy = False
-    stage.ordered("drain", at=100.0)
-    calls = stage.deliver(events.TimedOut(130.0, stage.own, "drain"))
-    assert ("reset", link) in calls
-    assert ("reset", lingering) in calls
-    assert (session.killed, told.killed) == (130.0, 130.0)
-    assert stage.worker.counts.cut == 1
-    assert ("stop",) not in calls, "links still close"
-    calls = stage.deliver(
-        events.Closed(130.0, link, None), events.Closed(130.0, lingering, None)
-    )
-    assert calls[-1] == ("stop",)
-    assert stage.told() == [{"is": "ended", "accepted": 2, "cut": 1, "dropped": 0}]
-
-
-@pytest.mark.parametrize("when", ["before", "in the drain", "at its end"])
-def test_a_relay_that_was_cut_is_counted_once(stage: Stage, when: str) -> None:
-    """Its record says so; before the end has begun it is no business of the exit code."""
-    link, session = stage.accept()
-    counts = (events.LegCounts(), events.LegCounts(cut=True))
-    if when != "before":
-        stage.ordered("drain", at=100.0)
-    if when == "at its end":
-        stage.deliver(events.TimedOut(130.0, stage.own, "drain"))
-    stage.order(link, session, events.Record(replace(record(), counts=counts)))
-    assert stage.worker.counts.cut == (when != "before")
-
-
-def test_links_that_do_not_close_do_not_keep_us(stage: Stage) -> None:
-    stage.accept()
-    calls = stage.ordered("kill", at=100.0)
-    assert ("set_timer", stage.own, "cut", 101.0) in calls
-    assert stage.deliver(events.TimedOut(101.0, stage.own, "cut"))[-1] == ("stop",)
-
-
-@pytest.mark.parametrize("orders", [["kill"], ["drain", "kill"]])
-def test_a_kill_cuts_also_in_a_drain(stage: Stage, orders: list[str]) -> None:
-    link, session = stage.accept()
-    for order in orders:
-        stage.ordered(order, at=100.0)
-    assert session.killed == 100.0
-    assert stage.worker.counts.cut == 1
-    assert ("reset", link) in stage.engine.calls
-    assert stage.ordered("kill") == [], "once is enough"
-
-
-def test_who_comes_while_draining_is_drained_too(stage: Stage) -> None:
-    """It was accepted in the same batch as the order came."""
-    stage.accept()
-    stage.prepare = lambda session: setattr(session, "on_drain", [events.Close(Side.CLIENT)])
-    calls = stage.deliver(
-        stage.order_of("drain"), Accepted(100.0, 77, stage.listening, CLIENT, LOCAL)
-    )
-    assert calls[-2:] == [("read", 77), ("close", 77)]
-
-
 # --- The supervisor ---------------------------------------------------------------------------
 
 
@@ -508,12 +350,12 @@ def test_without_its_supervisor_it_drains(end: Event) -> None:
 
 def test_orders_in_pieces_and_in_one(stage: Stage) -> None:
     """Bytes arrive as they please."""
-    stage.accept()
+    _, session = stage.accept()
     whole = encode({"do": "drain", "seconds": 1.0, "cause": "c", "others": True})
     whole += encode({"do": "kill", "why": "w"})
     assert stage.deliver(events.Received(100.0, stage.line, whole[:20])) == []
     stage.deliver(events.Received(100.0, stage.line, whole[20:]))
-    assert stage.worker.counts.cut == 1
+    assert session.killed == 100.0
 
 
 def test_it_says_that_it_serves_and_obeys_what_was_said_before() -> None:

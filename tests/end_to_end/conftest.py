@@ -1,4 +1,5 @@
-"""Fixtures of the end-to-end tests: each runs on every engine of `kit.ENGINES`."""
+"""Fixtures of the end-to-end tests: each runs on every engine of `kit.ENGINES`, or, where its file
+is marked `forms`, on every form of relays."""
 
 import contextlib
 from collections.abc import Generator, Iterator
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.kit import ENGINES, RUNNING, Ends, Gateway, Starter, launch
+from end_to_end.kit import ENGINES, FORMS, RUNNING, Ends, Gateway, Starter, launch
 from end_to_end.wire import Upstream, Wire
 
 
@@ -21,7 +22,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What the fixture `engine` gives."""
+    if "engine" in metafunc.fixturenames:
+        marked = metafunc.definition.get_closest_marker("forms") is not None
+        metafunc.parametrize("engine", FORMS if marked else ENGINES, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest) -> str:
     """The engine that the table demands."""
     return str(request.param)

@@ -25,6 +25,7 @@ from end_to_end.wire import PATIENCE, Head, Upstream, Wire, connect, switching, 
 
 COMMAND = [sys.executable, "-m", "gateway"]
 ENGINES = ["uvloop", "io_uring"]
+FORMS = ["uvloop", "io_uring:readiness", "io_uring:completions"]  # of relays; see `on_engine`
 RUNNING: list["Gateway"] = []  # for the report of a test that fails
 START_LIMIT = 30.0  # seconds; a machine that runs other things besides is slow to import
 
@@ -128,13 +129,16 @@ class Gateway:
                 found = re.search(r'listening[":=]+([^"\s]+)', line)
                 if found:
                     self.bound = bound_addresses(found[1])
-            return len(self.bound) >= listeners
+                    return len(self.bound) >= listeners or found[1].endswith("...")
+            return False
 
         if not self.err.wait(started, START_LIMIT):
             self.process.kill()
             self.process.wait()
             self.err.join()
             raise AssertionError("the gateway did not start:\n" + "\n".join(self.err.lines))
+        if len(self.bound) < listeners:          # too many for a line
+            self.bound = bound_addresses(",".join(self.ask("status")["listening"]))
 
     @property
     def messages(self) -> str:
@@ -255,12 +259,12 @@ def memory_of(pid: int) -> int:
 def launch(
     table: str, folder: Path, *, engine: str = "uvloop", files: int = 0, write: bool = True
 ) -> Iterator[Gateway]:
-    """A gateway on this table, in which `{engine}` stands for the engine's name.
+    """A gateway on this table, in which `{engine}` stands for the engine (`on_engine`).
 
     The table's file and the working directory are in `folder`. `files` limits the number of
     open files. Without `write` the file is there already.
     """
-    text = table.replace("{engine}", engine)
+    text = on_engine(table, engine)
     path = folder / "routes.toml"
     if write:
         path.write_text(text)
@@ -282,6 +286,13 @@ def launch(
     finally:
         RUNNING.remove(gateway)
         gateway.end()
+
+
+def on_engine(table: str, engine: str) -> str:
+    """The table with an engine, and behind a colon with the form of the ring's relays."""
+    name, _, form = engine.partition(":")
+    lines = f'engine = "{name}"' + (f'\nring = "{form}"' if form else "")
+    return table.replace('engine = "{engine}"', lines)
 
 
 def _listeners(text: str) -> int:

@@ -20,6 +20,8 @@ from websockets.typing import Subprotocol
 
 from end_to_end.kit import Gateway, Starter, head, route
 
+pytestmark = pytest.mark.forms
+
 MEBIBYTE = 1024 * 1024
 SIZES = [0, 1, 125, 126, 127, 65535, 65536, 70000, MEBIBYTE, 10 * MEBIBYTE]
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from end_to_end.kit import Gateway, Starter, head, launch, route, run
+from end_to_end.kit import Gateway, Starter, head, launch, on_engine, route, run
 from end_to_end.wire import PATIENCE, upgrade, wait_for
 
 Client = Callable[..., ClientConnection]
@@ -128,7 +128,7 @@ def test_a_second_gateway_does_without_the_usual_place(start: Starter, engine: s
         second.said("no control socket")
         assert "another process listens there" in second.messages
     named = gateway.folder / "named.toml"
-    named.write_text((head('control = "control.sock"') + ECHO).replace("{engine}", engine))
+    named.write_text(on_engine(head('control = "control.sock"') + ECHO, engine))
     done = run("--routes", str(named))
     assert done.returncode == 3
     assert "another process listens there" in done.stderr
@@ -222,7 +222,10 @@ def test_metrics_agree_with_what_clients_saw(start: Starter, client: Client) -> 
     assert found["gateway_handshakes_total status=404"] == 1
     assert found["gateway_connections_open"] == 1
     assert found["gateway_connections_accepted_total"] == 7
-    ended = [one for one in gateway.records if one["cause"]]
+    assert found["gateway_worker_up worker=0"] == found["gateway_worker_up worker=1"] == 1
+    stays.close()                     # what an open session has moved is counted meanwhile
+    wait_for(lambda: len([one for one in gateway.records if one["cause"]]) == 6)
+    ended, found = [one for one in gateway.records if one["cause"]], samples(gateway)
     assert found["gateway_bytes_total direction=up"] == sum(
         one["from_client"]["bytes_in"] for one in ended
     )
@@ -231,8 +234,6 @@ def test_metrics_agree_with_what_clients_saw(start: Starter, client: Client) -> 
     )
     assert found["gateway_reloads_total outcome=done"] == 1
     assert found["gateway_reloads_total outcome=failed"] >= 1
-    assert found["gateway_worker_up worker=0"] == found["gateway_worker_up worker=1"] == 1
-    stays.close()
 
 
 def test_totals_outlive_a_worker(start: Starter, client: Client) -> None:

@@ -20,6 +20,8 @@ from end_to_end.wire import (
     wait_for,
 )
 
+pytestmark = pytest.mark.forms
+
 REFUSAL = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nnope!"
 GONE = b"\x03\xf6"                  # 1014: the upstream is lost
 

@@ -26,6 +26,8 @@ from end_to_end.wire import (
     upgrade,
 )
 
+pytestmark = pytest.mark.forms
+
 
 @pytest.fixture(scope="module")
 def gateway(start_shared: Starter, upstream: Upstream) -> Gateway:

@@ -25,6 +25,8 @@ from end_to_end.wire import (
     frame,
 )
 
+pytestmark = pytest.mark.forms
+
 MAY_BE_SENT = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 4999]
 MAY_NOT = [0, 999, 1004, 1005, 1006, 1015, 1016, 1999, 2000, 2999, 5000, 65535]
 CLIENT, SERVICE = "client", "service"

@@ -14,6 +14,8 @@ import pytest
 from end_to_end.kit import Gateway, Starter, head, open_raw, open_ws, route
 from end_to_end.wire import BINARY, PING, Upstream, Wire, frame, upgrade
 
+pytestmark = pytest.mark.forms
+
 MEBIBYTE = 1024 * 1024
 GROWTH = 4 * MEBIBYTE  # that the process may grow by: queues, and what Python does as it goes
 FLOOD = 48 * MEBIBYTE  # more than all kernel buffers on the way hold

@@ -23,6 +23,8 @@ from websockets.typing import Subprotocol
 from end_to_end.kit import Gateway, Starter, head, route
 from end_to_end.wire import Upstream, Wire, echo_bytes, serving, wait_for
 
+pytestmark = pytest.mark.forms
+
 FOLDER = Path(__file__).parent / "node"
 NODE = shutil.which("node")
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")

@@ -14,9 +14,18 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import Server, ServerConnection, serve
 
-from end_to_end.kit import Gateway, Starter, head, route
-from end_to_end.reloads import Load, listening_now, served_config_map
-from end_to_end.wire import PATIENCE, wait_for
+from end_to_end.kit import Gateway, Starter, head, on_engine, route
+from end_to_end.reloads import (
+    Edits,
+    Load,
+    listening_now,
+    served_config_map,
+    sockets_of,
+    successor,
+    write,
+)
+from end_to_end.wire import PATIENCE, upgrade, wait_for
+from end_to_end.wire import connect as connect_to
 
 Client = Callable[..., ClientConnection]
 
@@ -41,13 +50,6 @@ def _serving(running: Server, url: str) -> Iterator[str]:
     yield url
     running.shutdown()
     thread.join()
-
-
-def write(gateway: Gateway, table: str, engine: str) -> None:
-    """Write another table, at one stroke."""
-    draft = gateway.folder / "draft"
-    draft.write_text(table.replace("{engine}", engine))
-    draft.rename(gateway.folder / "routes.toml")
 
 
 @pytest.fixture
@@ -179,6 +181,76 @@ def test_listeners_come_and_go_without_touching_the_others(
         one.close()
 
 
+@pytest.mark.parametrize(("now", "then"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")])
+def test_a_listener_becomes_wider_or_narrower(
+    start: Starter, engine: str, client: Client, now: str, then: str
+) -> None:
+    """On its port, in one reload; sessions go on, and who waits is served."""
+    echoing = route("echo", "builtin:echo")
+    gateway = start(head(listen=(f"{now}:0",)) + echoing)
+    one = client(gateway, "/echo")
+    (worker,) = gateway.workers
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as waiting:
+            host = ("127.0.0.1", gateway.port)
+            clients = [waiting.enter_context(connect_to(host)) for _ in range(100)]
+            for each in clients:
+                each.send(upgrade("/echo"))
+            write(gateway, head(listen=(f"{then}:{gateway.port}",)) + echoing, engine)
+            gateway.signal(signal.SIGHUP)
+            os.kill(worker, signal.SIGCONT)
+            gateway.said("1 listeners added, 1 listeners removed")
+            for each in clients:
+                assert each.read_head().status == 101
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert listening_now(gateway) == [f"{then}:{gateway.port}"]
+    assert answers(one)
+    assert answers(client(gateway, "/echo"))
+
+
+def test_an_address_that_becomes_free_is_taken_then(
+    start: Starter, engine: str, client: Client
+) -> None:
+    """A reload that failed for it is tried again by itself; meanwhile that is said."""
+    echoing = route("echo", "builtin:echo")
+    gateway = start(head() + echoing)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        write(gateway, head(listen=("127.0.0.1:0", f"127.0.0.1:{port}")) + echoing, engine)
+        gateway.said("the table is not reloaded")
+        assert gateway.ask("status")["reloads"]["retried"]
+        done = gateway.command("reload")
+        assert done.returncode == 1
+        assert "it is tried again each 5 s" in done.stderr
+    gateway.said('"cause":"it is tried again"')
+    assert answers(client(gateway, "/echo", port))
+    assert not gateway.ask("status")["reloads"]["retried"]
+
+
+def test_who_waits_on_a_listener_that_goes_is_served(start: Starter, engine: str) -> None:
+    """Many more than a worker accepts in a turn; the rest would be reset."""
+    echoing = route("echo", "builtin:echo")
+    gateway = start(head(listen=("127.0.0.1:0", "unix:goes.sock")) + echoing)
+    (worker,) = gateway.workers
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as waiting:
+            clients = [waiting.enter_context(gateway.connect(1)) for _ in range(400)]
+            for one in clients:
+                one.send(upgrade("/echo"))
+            write(gateway, head() + echoing, engine)
+            gateway.signal(signal.SIGHUP)
+            os.kill(worker, signal.SIGCONT)
+            gateway.said("1 listeners removed")
+            for one in clients:
+                assert one.read_head().status == 101
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert not (gateway.folder / "goes.sock").exists()
+
+
 def test_a_unix_listener_that_a_reload_brought_leaves_no_file(
     start: Starter, engine: str
 ) -> None:
@@ -263,7 +335,7 @@ def test_what_only_a_replace_changes_is_refused(
     """With a sentence that says what to do instead, in the plan, too."""
     good = head() + route("echo", "builtin:echo")
     gateway = start(good)
-    write(gateway, good.replace("{engine}", "auto"), engine)
+    write(gateway, on_engine(good, "auto"), engine)
     for arguments in (["--plan"], []):
         done = gateway.command("reload", *arguments)
         assert done.returncode == 1
@@ -334,11 +406,41 @@ def test_reloads_under_load(start: Starter, engine: str, server: str) -> None:
 
 
 def _sockets(gateway: Gateway) -> list[int]:
-    """How many sockets each worker has open; pipes come as large messages do."""
-    counts = []
-    for one in gateway.ask("status")["workers"]:
-        folder = Path(f"/proc/{one['pid']}/fd")
-        counts.append(sum(
-            str(file.readlink()).startswith("socket:") for file in folder.iterdir()
-        ))
-    return counts
+    return [sockets_of(one["pid"]) for one in gateway.ask("status")["workers"]]
+
+
+def test_reloads_and_a_replace_under_load(start: Starter, engine: str, server: str) -> None:
+    """An edit each 300 ms, listeners that come and go, and SIGUSR2 in the midst: who is told to
+    comes back, everybody else goes on; no byte is lost, doubled or out of order, nobody is refused
+    or cut, and nothing is left behind."""
+    base = head("workers = 2", 'drain = "6s"') + route("stays", server, 'close_timeout = "3s"')
+    more = base + route("more", server)
+    gateway = start(base)
+    listening = listening_now(gateway)
+    before = [*_sockets(gateway), sockets_of(gateway.process.pid)]
+    tables = [base, more, more + '[[listener]]\naddress = "unix:more.sock"\n']
+    with Load(gateway.url("/stays"), clients=10, returns=True) as load:
+        load.wait_busy()
+        with Edits(gateway, tables, engine, 0.3) as edits:
+            gateway.said('"message":"reloaded"', 3)
+            with successor(gateway) as pid:
+                edits.signalled.append(pid)
+                assert gateway.process.wait(PATIENCE) == 0, gateway.messages
+                load.check()
+                reloads = gateway.messages.count('"message":"reloaded"')
+                gateway.said('"message":"reloaded"', reloads + 3)
+                edits.stop()
+                write(gateway, base, engine)
+                assert gateway.command("reload").returncode == 0
+                assert listening_now(gateway) == listening
+                load.stop()
+                assert load.returned == 10, "each is told once"
+
+                def is_level() -> bool:
+                    return [*_sockets(gateway), sockets_of(pid)] == before
+
+                wait_for(is_level, message=f"as many sockets as before: {before}")
+    print(f"{edits.count} edits, {load.messages} messages")
+    assert "the table is not reloaded" not in gateway.messages
+    assert not re.search(r"a worker (died|cannot)|cutting sessions", gateway.messages)
+    assert not (gateway.folder / "more.sock").exists()

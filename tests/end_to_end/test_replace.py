@@ -1,45 +1,16 @@
 """Another program in the place of the running one: nobody waits in vain, nobody is cut."""
 
-import contextlib
-import os
-import re
 import signal
-import time
-from collections.abc import Iterator
+import socket
 from pathlib import Path
 
 import pytest
 
 from end_to_end.kit import Gateway, Starter, head, open_ws, route
-from end_to_end.wire import PATIENCE, TEXT, Upstream, close_frame, frame, plain
+from end_to_end.reloads import successor, write
+from end_to_end.wire import PATIENCE, TEXT, Upstream, close_frame, connect, frame, plain
 
 TABLE = head('drain = "20s"') + route("page", "builtin:page", path="/")
-
-
-@contextlib.contextmanager
-def successor(gateway: Gateway) -> Iterator[int]:
-    """Have it replaced; the new program's process, which is ended afterwards."""
-    count = len([line for line in gateway.err.lines if '"serving"' in line])
-    gateway.signal(signal.SIGUSR2)
-
-    def there() -> bool:
-        return any('"the new program serves' in line for line in gateway.err.lines)
-
-    assert gateway.err.wait(there, PATIENCE), gateway.messages
-    lines = [line for line in gateway.err.lines if '"serving"' in line]
-    assert len(lines) == count + 1
-    found = re.search(r'"pid":(\d+)', lines[-1])
-    assert found
-    pid = int(found[1])
-    try:
-        yield pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        until = time.monotonic() + PATIENCE
-        while Path(f"/proc/{pid}").exists() and not gateway.err.ended:
-            assert time.monotonic() < until, "the new program does not end"
-            gateway.err.wait(lambda: gateway.err.ended, 0.05)
 
 
 def ask(gateway: Gateway, listener: int = 0) -> None:
@@ -78,6 +49,28 @@ def test_sessions_of_the_old_one_are_told_and_end_well(
         with again, behind:
             again.send(frame(TEXT, b"to the new one"))
             assert behind.read_frame().payload == b"to the new one"
+
+
+def test_what_the_old_one_still_has_is_told_by_the_new_one(
+    start: Starter, upstream: Upstream
+) -> None:
+    """Until it has ended."""
+    gateway = start(head('drain = "20s"') + route("ws", upstream.url("ws")))
+    client, service = open_ws(gateway, upstream)
+    with client, service, successor(gateway) as pid:
+        assert client.read_close().code == 1001
+        status = gateway.ask("status")
+        assert status["pid"] == pid
+        assert status["predecessor"] == {"pid": gateway.process.pid, "sessions": 1}
+        assert f"pid {gateway.process.pid}, which drains: 1 session" in gateway.command(
+            "status"
+        ).stdout
+        client.send(close_frame(1001))
+        service.send(close_frame(1001, masked=False))
+        client.finish()
+        client.expect_fin()
+        assert gateway.process.wait(PATIENCE) == 0
+        assert gateway.ask("status")["predecessor"] is None
 
 
 def test_the_first_sigterm_of_a_replaced_program_is_patient(
@@ -126,6 +119,43 @@ def test_a_new_program_that_fails_changes_nothing(start: Starter, tmp_path: Path
     with successor(gateway):
         assert gateway.process.wait(PATIENCE) == 0
         ask(gateway)
+
+
+def test_an_edit_in_the_same_moment(start: Starter, engine: str) -> None:
+    """The new program reads the table, and binds what comes with it: the old one keeps still."""
+    gateway = start(TABLE)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    more = TABLE + f'[[listener]]\naddress = "127.0.0.1:{port}"\n'
+    write(gateway, more, engine)
+    with successor(gateway):
+        assert gateway.process.wait(PATIENCE) == 0
+        ask(gateway)
+        with connect(("127.0.0.1", port)) as client:
+            client.send(plain("/"))
+            assert client.read_answer()[0].status == 200
+    assert "the table is not reloaded" not in gateway.messages
+
+
+@pytest.mark.parametrize(("now", "then"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")])
+def test_the_new_program_listens_wider_or_narrower(
+    start: Starter, engine: str, now: str, then: str
+) -> None:
+    """On the port of a socket that is handed over, and that its table does not name any more."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    gateway = start(TABLE.replace("127.0.0.1:0", f"{now}:{port}"))
+    gateway.signal(signal.SIGUSR2)               # and only then is the table another one
+    write(gateway, TABLE.replace("127.0.0.1:0", f"{then}:{port}"), engine)
+    with successor(gateway, signalled=True):
+        assert gateway.process.wait(PATIENCE) == 0
+        with connect(("127.0.0.1", port)) as client:
+            client.send(plain("/"))
+            assert client.read_answer()[0].status == 200
+        serving = [line for line in gateway.err.lines if '"serving"' in line]
+        assert f'"listening":"{then}:{port}"' in serving[-1]
 
 
 def test_sigterm_while_it_is_replaced_ends_both(start: Starter) -> None:

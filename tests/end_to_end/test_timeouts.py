@@ -20,6 +20,8 @@ from end_to_end.wire import (
     upgrade,
 )
 
+pytestmark = pytest.mark.forms
+
 BEAT = 0.2  # seconds, as the table below has it
 CLIENT, SERVICE = "client", "service"
 SIDES = [CLIENT, SERVICE]

@@ -129,11 +129,14 @@ class TestListening:
         rig.settle()
         assert not rig.events
 
+    @pytest.mark.parametrize(("limit", "value"), [
+        ("BATCHES_PER_TURN", 2), ("TURN_LIMIT", 0.0), ("READY_PER_TURN", 2),
+    ])
     def test_what_is_too_much_for_a_turn_is_delivered_in_the_next(
-        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
     ) -> None:
         """All of it, in order, and no link is read again before."""
-        monkeypatch.setattr(contract, "BATCHES_PER_TURN", 2)
+        monkeypatch.setattr(contract, limit, value)
         pairs = [rig.accepted() for _ in range(7)]
         for number, (link, far) in enumerate(pairs):
             rig.engine.read(link)
@@ -162,6 +165,27 @@ class TestListening:
         rig.engine.read(event.link)
         rig.until(lambda: rig.data(event.link) == b"still here")
         assert rig.engine.stats().listeners == 1
+
+    def test_who_is_still_to_come_is_known(self, rig: Rig) -> None:
+        """In the backlog, also while the listener is held, and until the last is delivered."""
+        listening, address = rig.listening()
+        listener = rig.engine.listen(listening)
+        rig.settle()
+        assert not rig.engine.waits(listener)
+        rig.engine.hold(listener)
+        for _ in range(3):
+            rig.client(address)
+        rig.settle()
+        assert rig.engine.waits(listener)
+        told: list[bool] = []
+        rig.on_event = lambda _: told.append(rig.engine.waits(listener))
+        rig.engine.read(listener)
+        rig.until(lambda: len(rig.events) == 3)
+        assert told == [True, True, False]
+        assert not rig.engine.waits(listener)
+        rig.engine.unlisten(listener)
+        assert not rig.engine.waits(listener)
+        assert not rig.engine.waits(4711)
 
     def test_unlisten_twice_and_of_nobody_is_harmless(self, rig: Rig) -> None:
         listening, _ = rig.listening()

@@ -195,6 +195,30 @@ class TestRelaying:
         rig.until(lambda: server.received == up(b"from the client"))
         assert len(rig.of(client, Received) + rig.of(upstream, Received)) == 1
 
+    @pytest.mark.parametrize("side", list(Side))
+    def test_what_came_whole_before_a_cut_frame_and_fin_arrives(
+        self, rig: Rig, side: Side
+    ) -> None:
+        """All of it together, and before the relay began: the other side gets the whole message,
+        and sees that the next one was cut."""
+        client, browser = rig.accepted()
+        upstream, server = rig.connected()
+        link, far = (client, browser) if side is Side.CLIENT else (upstream, server)
+        other = server if side is Side.CLIENT else browser
+        whole, cut = (up, down)[side](b"whole" * 100), (up, down)[side](b"cut" * 100)[:50]
+        rig.engine.read(link)
+        far.send(whole + cut)
+        far.finish()
+        rig.until(lambda: rig.has(link, Finished))
+        early = [b"", b""]
+        early[side] = rig.data(link)
+        rig.engine.relay(client, upstream, QUICK, *early)
+        rig.until(lambda: other.was_reset)
+        assert other.received.startswith(whole)
+        rig.until(lambda: rig.has(client, RelayEnded))
+        (ended,) = rig.of(client, RelayEnded)
+        assert (ended.cause, ended.side) == (Cause.CUT, side)
+
     def test_what_was_queued_before_leaves_first(self, rig: Rig) -> None:
         client, browser = rig.accepted(small=True)
         upstream, server = rig.connected()
@@ -443,7 +467,9 @@ class TestRelayEnds:
         rig.settle()
         assert not bridge.over()
         rig.engine.end(bridge.client, Cause.KILLED)
-        assert bridge.ended().cause is Cause.DRAIN
+        ended = bridge.ended()
+        assert ended.cause is Cause.KILLED
+        assert [one.cut for one in ended.counts] == [True, False]
         bridge.browser.resume()
         rig.until(lambda: bridge.browser.was_reset)
 

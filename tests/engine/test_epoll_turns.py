@@ -1,4 +1,7 @@
-"""Drains of compiled relays under another loop: bounded, and what is left is first in the next."""
+"""Drains of compiled relays under another loop: bounded, and what is left is first in the next.
+
+Ends come in portions, counted here and not timed: of four, where they may take no time at all.
+"""
 
 import select
 
@@ -7,6 +10,7 @@ from gateway.events import Side
 
 BUSY = 60                          # relays; with no time at all a drain does 16 events
 DRAINS = 4                         # that 60 take
+PORTION = 4                        # ends in one drain, where they may take no time
 DATA = frame_of(Side.CLIENT, b"x" * 64)
 
 
@@ -83,3 +87,60 @@ def test_relays_that_end_while_they_are_left_are_passed_over() -> None:
         later[0].send(Side.CLIENT, DATA)
         later[0].arrives(Side.CLIENT, DATA)
         assert roads.is_quiet()
+
+
+def test_a_crowd_that_ends_keeps_nobody_waiting_who_speaks() -> None:
+    """The crowd is found first, and yet ended last: in portions, for which the outer loop is
+    called, and not for more."""
+    with driving() as roads:
+        crowd = [roads.open() for _ in range(BUSY)]
+        speaker = roads.open()
+        roads.settle(3)
+        roads.driver.limit_ends(0.0)
+        for road in crowd:
+            road.browser.reset()
+        all_speak([speaker])
+        for told in range(PORTION, BUSY + 1, PORTION):
+            assert readable(roads)
+            roads.driver.drain()
+            assert arrived([speaker]) == 1
+            assert arrived(crowd) == told, "servers hear of their clients' ends in portions"
+        for _ in range(2):
+            roads.driver.drain()
+        assert not readable(roads)
+
+
+def test_the_last_words_of_who_ends_come_before_the_end() -> None:
+    """Bytes and FIN that are found together are put off together."""
+    with driving() as roads:
+        crowd = [roads.open() for _ in range(BUSY)]
+        roads.settle(3)
+        roads.driver.limit_ends(0.0)
+        all_speak(crowd)
+        for road in crowd:
+            road.browser.finish()
+        while arrived(crowd) < BUSY:
+            assert readable(roads)
+            roads.driver.drain()
+        for road in crowd:
+            assert road.server.received == DATA
+
+
+def test_what_was_put_off_for_a_relay_that_is_cut_is_nobodys() -> None:
+    """Its place may be another's by then."""
+    with driving() as roads:
+        crowd = [roads.open() for _ in range(BUSY)]
+        roads.settle(3)
+        roads.driver.limit_ends(0.0)
+        for road in crowd:
+            road.browser.reset()
+        roads.driver.drain()
+        for road in crowd:
+            roads.driver.cut(road.slot)
+        roads.collect()
+        later = [roads.open() for _ in range(BUSY)]
+        while roads.driver.put_off_size:
+            roads.driver.drain()
+        assert roads.driver.live == BUSY
+        later[0].send(Side.CLIENT, DATA)
+        later[0].arrives(Side.CLIENT, DATA)

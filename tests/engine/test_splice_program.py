@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.kit import ENGINES, Gateway, head, launch, open_raw, open_ws, route
+from end_to_end.kit import FORMS, Gateway, head, launch, open_raw, open_ws, route
 from end_to_end.wire import BINARY, Upstream, Wire, close_frame, frame, wait_for
 from engine.rig import MEBIBYTE
 from gateway.control.choice import why_no_uring
@@ -19,10 +19,10 @@ from gateway.control.parts import RELAY
 pytestmark = pytest.mark.skipif(bool(RELAY.why_missing()), reason="relays are not compiled here")
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=FORMS)
 def engine(request: pytest.FixtureRequest) -> str:
-    """Each engine that can be had here."""
-    if request.param == "io_uring" and (why := why_no_uring()):
+    """Each form of relays that can be had here."""
+    if request.param.startswith("io_uring") and (why := why_no_uring()):
         pytest.skip(why)
     return str(request.param)
 

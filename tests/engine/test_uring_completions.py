@@ -4,11 +4,12 @@ What holds for both forms of relays in a ring is in `test_uring.py`, which also 
 """
 
 import contextlib
+import dataclasses
 import random
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from gateway.events import Cause, RelayEnded, RelayRules
 ROOT = Path(__file__).parents[2]
 BUFFER = 64 * 1024                 # of uring_buffers.pyx
 BUFFERS = 16
+RAW = dataclasses.replace(QUIET, raw=True)
+Coder = Callable[[bytes], bytes]
 
 
 @pytest.fixture
@@ -210,6 +213,50 @@ def test_short_sends_lose_and_repeat_no_byte(rig: SocketRig, seed: int) -> None:
     assert waited, "something was sent short"
 
 
+@pytest.mark.parametrize("is_text", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_raw_upstream_says_is_wrapped_in_its_buffer(
+    rig: SocketRig, is_text: bool, seed: int
+) -> None:
+    """Whatever its size, and wherever in a character it was cut; before a reader that stalls and
+    goes on too. The frames' payloads are what it said, and no header lies over other bytes."""
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    rules = dataclasses.replace(RAW, raw_text=is_text)
+    client, browser = rig.accepted(small=True)
+    upstream, server = rig.connected()
+    rig.engine.relay(client, upstream, rules)
+    *_, other, beside = relayed(rig)
+    said = ("aä€𝄞" * 30_000).encode() if is_text else noise(300_000, seed)
+    at, turn, passed, queued = 0, 0, b"", False
+    while at < len(said):
+        size = chance.choice((1, 2, 125, 126, 127, 2000, 20_000))
+        server.send(said[at : at + size])
+        at, turn = at + size, turn + 1
+        browser.stall() if chance.random() < 0.2 else browser.resume()
+        other.send(frame(size, turn))                      # neighbours in the ring of buffers
+        passed += frame(size, turn)
+        rig.settle(0.001)
+        queued = queued or completions_of(rig).queues > 0
+    browser.resume()
+    rig.until(lambda: payloads(browser.received) == said)
+    rig.until(lambda: has(beside, passed))
+    assert queued, "something was sent short"
+
+
+def payloads(data: bytes | bytearray) -> bytes:
+    """Of unmasked frames, as far as they are whole."""
+    at, found = 0, b""
+    while at < len(data):
+        size, first = data[at + 1], at + 2
+        if size >= 126:
+            width = 2 if size == 126 else 8
+            size, first = int.from_bytes(data[first : first + width]), first + width
+        found += data[first : first + size]
+        at = first + size
+    return found
+
+
 def test_4_mib_both_ways_through_buffers_of_4_kib(rig: SocketRig) -> None:
     """In frames that are too small to be spliced."""
     client, browser = rig.accepted(small=True)
@@ -292,23 +339,45 @@ def test_own_frames_stand_behind_what_is_in_flight(rig: SocketRig) -> None:
 # --- What it is for -------------------------------------------------------------------------------
 
 
+def from_client(data: bytes) -> bytes:
+    """A frame; its mask is zeros."""
+    return frames.build_header(frames.BINARY, len(data), b"\0\0\0\0") + data
+
+
+def from_upstream(data: bytes) -> bytes:
+    """A frame without a mask."""
+    return frames.build_header(frames.BINARY, len(data)) + data
+
+
 @pytest.mark.parametrize("size", [64, 4096])
-def test_many_messages_share_a_system_call(rig: SocketRig, size: int) -> None:
+@pytest.mark.parametrize(
+    ("sent", "got", "rules", "is_up"),
+    [
+        (from_client, from_client, QUIET, True),
+        (from_upstream, from_upstream, QUIET, False),
+        (from_client, bytes, RAW, True),
+        (bytes, from_upstream, RAW, False),
+    ],
+    ids=["up", "down", "up to raw", "down from raw"],
+)
+def test_many_messages_share_a_system_call(
+    rig: SocketRig, sent: Coder, got: Coder, rules: RelayRules, is_up: bool, size: int
+) -> None:
     """At most 0.2 for a relayed message, under load: the ring's own counter, and every plain call
     that tried to move bytes. Load means that 64 links have something each time it looks."""
-    four = [relayed(rig) for _ in range(64)]
+    ends = [pair[2:] if is_up else pair[:1:-1] for pair in (relayed(rig, rules) for _ in range(64))]
     rig.settle(0.01)
     ring, before, rounds = completions_of(rig), rig.engine.stats().calls, 30
     for turn in range(rounds):
-        for *_, browser, _ in four:
-            browser.send(frame(size, turn))
-        while not all(waits(server) for *_, server in four):
+        for sender, _ in ends:
+            sender.send(sent(noise(size, turn)))
+        while not all(waits(reader) for _, reader in ends):
             ring.wait(rig.engine.now() + 0.005)
-        for *_, server in four:
-            server.move()
-            assert has(server, frame(size, turn))
-            server.received.clear()
-    taken = (rig.engine.stats().calls - before) / (rounds * len(four))
+        for _, reader in ends:
+            reader.move()
+            assert has(reader, got(noise(size, turn)))
+            reader.received.clear()
+    taken = (rig.engine.stats().calls - before) / (rounds * len(ends))
     print(f"{taken:.3f} system calls for a relayed message")
     assert taken <= 0.2
 

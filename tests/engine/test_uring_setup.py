@@ -5,9 +5,13 @@ Each runs in a process of its own, since most of it cannot be undone.
 
 import errno
 import json
+import mmap
 import os
+import select
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 SYSCTL = Path("/proc/sys/kernel/io_uring_disabled")
 NOBODY = 65534
+SQES = 0x10000000                  # IORING_OFF_SQES: where a ring's entries are mapped
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to become nobody")
 
 CHOOSE = """
@@ -47,13 +52,18 @@ print(json.dumps(said))
 def chosen(before: str) -> list[tuple[str | int, str]]:
     """What "auto" and "io_uring" come to after this code: engine and reason, or exit code and
     message."""
+    return [tuple(each) for each in json.loads(python(before + CHOOSE))]
+
+
+def python(code: str) -> str:
+    """What this code prints, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", before + CHOOSE],
+        [sys.executable, "-c", code],
         capture_output=True, text=True, timeout=60,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{FOLDER}"},
     )
     assert done.returncode == 0, done.stderr
-    return [tuple(each) for each in json.loads(done.stdout)]
+    return done.stdout
 
 
 def assert_refused(before: str, *words: str) -> None:
@@ -154,10 +164,40 @@ def test_completions_that_lose_bytes_are_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("name", "word"), [("EPERM", "Docker"), ("ENOSYS", "Podman")]
 )
-def test_a_seccomp_filter_leads_to_uvloop(name: str, word: str) -> None:
-    """Docker and containerd answer EPERM, Podman ENOSYS."""
-    before = f"import errno, seccomp; seccomp.deny(errno.{name})\n"
-    assert_refused(before, "io_uring_setup", name, "seccomp", word)
+@pytest.mark.parametrize(
+    ("calls", "step"),
+    [("425, 426, 427", "io_uring_setup: "), ("427", "io_uring_register: ")],
+    ids=["all", "register"],
+)
+def test_a_seccomp_filter_leads_to_uvloop(name: str, word: str, calls: str, step: str) -> None:
+    """Docker and containerd answer EPERM, Podman ENOSYS; a profile that was written by hand may
+    have forgotten one of the three calls. What must be allowed is said."""
+    before = f"import errno, seccomp; seccomp.deny(errno.{name}, ({calls},))\n"
+    assert_refused(before, step + name, "seccomp", word,
+                   "a profile must allow io_uring_setup, io_uring_enter and io_uring_register")
+
+
+@pytest.mark.ring
+def test_a_filter_that_forgot_one_call() -> None:
+    """Rings can be had and do nothing. It is said before libuv, which asks for a ring of its own,
+    ends the process with the same errno."""
+    before = "import errno, seccomp; seccomp.deny(errno.EPERM, (426,))\n"
+    done = python(before + "from gateway.engine import uring_setup; print(uring_setup.refusal())")
+    assert done.startswith("trial: a poll before there is anything: EPERM, a seccomp filter")
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize(("cost", "words"), [
+    (100, "io_uring would save nothing here: a system call takes 100 ns"),
+    (900, "io_uring would save CPU here: a system call takes 900 ns"),
+])
+def test_nobody_is_sent_to_allow_it_for_nothing(
+    cost: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is refused, "auto" says what it would be good for."""
+    monkeypatch.setattr("gateway.engine.uring_ring.call_cost_ns", lambda: cost)
+    monkeypatch.setattr("gateway.control.choice.why_no_uring", lambda: "io_uring_setup: EPERM")
+    assert f"no io_uring: io_uring_setup: EPERM; {words}" in choose("auto").reason
 
 
 @pytest.mark.ring
@@ -200,7 +240,7 @@ def test_without_memory_that_may_be_locked() -> None:
     auto, demanded = chosen(
         become_nobody("resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))")
     )
-    if auto[0] == "io_uring":
+    if demanded[0] == "io_uring":
         pytest.skip("this kernel does not count rings")
     assert demanded[0] == 5
     for word in ("ENOMEM", "ulimit -l"):
@@ -223,7 +263,29 @@ def forbidden_by_sysctl() -> Iterator[None]:
 @pytest.mark.usefixtures("forbidden_by_sysctl")
 def test_the_administrator_forbids_it() -> None:
     """The sysctl is named, with its value."""
-    assert_refused(become_nobody(), "EPERM", "kernel.io_uring_disabled is 1")
+    assert_refused(become_nobody(), "EPERM", "kernel.io_uring_disabled is 1: only root")
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize(
+    ("place", "value"), [(0, 0), (1, 1 << 2)], ids=["another opcode", "a link"]
+)
+def test_the_kernel_holds_a_ring_to_what_it_uses(place: int, value: int) -> None:
+    """Whoever gets at its memory, by a bug, finds that the kernel refuses anything else. Here a
+    poll becomes a NOP, or is linked, before it is submitted: it fails, and who polled looks for
+    himself. (Unrestricted, both would pass, and nothing would be found.)"""
+    near, far = socket.socketpair()
+    ring = RingRelays(entries=8, completions=16)
+    assert ring.ring.is_restricted
+    assert uring_setup.is_restricted()
+    with near, far, mmap.mmap(ring.ring.fd, mmap.PAGESIZE, offset=SQES) as entries:
+        ring.register(near.fileno(), select.EPOLLIN)
+        entries[place] = value
+        ring.wait(time.monotonic())
+        assert [fd for fd, mask in ring.poll() if mask & select.EPOLLERR] == [near.fileno()]
+        ring.unregister(near.fileno())
+        assert ring.close_ring() == 0
+    ring.close()
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,28 @@ def test_all_of_a_crowd_are_served_alike(rig: SocketRig) -> None:
         assert max(found.values()) - min(found.values()) <= 1
 
 
+def test_a_crowd_that_ends_keeps_nobody_waiting_who_speaks(rig: SocketRig) -> None:
+    """Ends are found first, and done last, in portions."""
+    crowd = [relayed(rig) for _ in range(ALWAYS_READY)]
+    *_, browser, server = relayed(rig)
+    rig.settle(0.01)
+    ring = ring_of(rig)
+    ring.limit_turns(1.0)
+    ring.limit_ends(0.0)
+    for *_, far, _ in crowd:
+        far.close()
+    assert browser.sock is not None
+    browser.sock.send(frame())
+    ring.wait(rig.engine.now())
+    server.move()
+    assert server.received == frame()
+    assert ring.put_off_size >= ALWAYS_READY // 2
+    rig.until(lambda: not ring.put_off_size)
+    for *_, far in crowd:
+        far.move()
+        assert far.finished, "it is told of its client's end"
+
+
 def test_a_relay_moves_beside_a_crowd(rig: SocketRig) -> None:
     """Its bytes come in while the queue is never empty, and leave."""
     *_, browser, server = relayed(rig)

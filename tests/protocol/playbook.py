@@ -393,6 +393,11 @@ class Play:
         }
         return events.Record(AccessRecord(**(common | fields)))
 
+    @property
+    def cut(self) -> tuple[LegCounts, LegCounts]:
+        """What the record of an answer that was cut has for `counts`."""
+        return LegCounts(cut=True), LegCounts()
+
     def last_word(self, seconds: float = 5.0) -> tuple[Command, ...]:
         """Half-close, and read on for so long: what follows a last word."""
         return events.Finish(C), events.Read(C), events.SetTimer("linger", self.now + seconds)

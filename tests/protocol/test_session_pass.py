@@ -178,7 +178,7 @@ def test_an_answer_that_breaks_off_does_not_look_whole(
         said = play.timed_out("answer")
     detail = detail or play.records[-1].detail
     assert detail.startswith("upstream's answer: ") or how != "FIN"
-    record = refused(play, seconds=play.now - 1000.5, detail=detail)
+    record = refused(play, seconds=play.now - 1000.5, detail=detail, counts=play.cut)
     said.says(record, *(() if how == "RST" else (Reset(U),)), Reset(C))
     play.ends()
 
@@ -188,7 +188,9 @@ def test_broken_chunks_do_not_look_whole(begin: Stage) -> None:
     play = begin()
     passes(play, CHUNKED, hole())
     said = play.received(U, b"nonsense\r\n")
-    said.says(refused(play, 401, detail=play.records[-1].detail), Reset(U), Reset(C))
+    said.says(
+        refused(play, 401, detail=play.records[-1].detail, counts=play.cut), Reset(U), Reset(C)
+    )
     assert play.records[-1].detail.startswith("upstream's answer: ")
     play.ends()
 
@@ -241,7 +243,8 @@ def test_a_client_that_does_not_take_the_answer_is_cut(begin: Stage) -> None:
     passes(play)
     play.clogged().says(Hold(U), ClearTimer("answer"), SetTimer("write", play.now + 30.0))
     play.timed_out("write").says(
-        refused(play, seconds=30.0, blame=Blame.CLIENT, detail=TOO_SLOW), Reset(U), Reset(C)
+        refused(play, seconds=30.0, blame=Blame.CLIENT, detail=TOO_SLOW, counts=play.cut),
+        Reset(U), Reset(C),
     )
     play.ends()
 
@@ -253,7 +256,9 @@ def test_write_timeout_off_waits_for_ever(begin: Stage) -> None:
     play.clogged().says(Hold(U), ClearTimer("answer"))
     play.wait(3600.0)
     play.lost(U).says(
-        refused(play, seconds=3600.0, detail="the upstream was lost inside its answer"), Reset(C)
+        refused(play, seconds=3600.0, detail="the upstream was lost inside its answer",
+                counts=play.cut),
+        Reset(C),
     )
     play.ends()
 
@@ -289,7 +294,6 @@ def test_a_drain_lets_it_be_passed_on(begin: Stage) -> None:
     play = begin()
     passes(play)
     play.drains().says_nothing()
-    assert play.session.is_busy
     play.received(U, b"secret").says(Send(C, b"secret"), *over(play, refused(play)))
     play.drains().says_nothing()
     play.leaves()
@@ -300,7 +304,7 @@ def test_a_kill_cuts_it(begin: Stage) -> None:
     play = begin()
     passes(play)
     play.is_killed().says(
-        refused(play, blame=Blame.GATEWAY, detail="cut: the gateway ends"),
+        refused(play, blame=Blame.GATEWAY, detail="cut: the gateway ends", counts=play.cut),
         Reset(U), Reset(C),
     )
     play.ends()

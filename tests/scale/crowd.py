@@ -1,11 +1,12 @@
 """A crowd of WebSocket clients in one process, ordered by lines of JSON on standard input.
 
     {"do": "open", "port": p, "path": "/ws", "count": n, "rate": r, "sources": ["127.0.0.4"]}
+    {"do": "knock", "port": ...}                              as open, but who is refused stays away
     {"do": "probe", "count": n, "every": s, "seconds": t}     n clients send a message each s
     {"do": "cut", "count": n}                                 so many go without a word, as RST
     {"do": "lost"}                                            how many are gone
 
-Each is answered by one line when it is done. A client that is told 503 comes back when
+Each is answered by one line when it is done. A client that is told 503 closes, and comes back when
 `Retry-After` says so. Pings are answered all the while, also between orders. Nothing of the gateway
 is imported: it is an independent client, and small, since there are thousands.
 """
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 RESET = struct.pack("ii", 1, 0)          # SO_LINGER: close is RST, and leaves no TIME_WAIT
+FINISH = struct.pack("ii", 0, 0)         # close is FIN, as of clients that were told to go
 BIND_NO_PORT = 24                        # IP_BIND_ADDRESS_NO_PORT
 MASK = b"\1\2\3\4"
 MESSAGE = b"\x82" + bytes([0x80 | 64]) + MASK
@@ -92,7 +94,7 @@ class Crowd:
         """Begin what was ordered."""
         now = time.monotonic()
         self.order = order
-        if order["do"] == "open":
+        if order["do"] in ("open", "knock"):
             self.opened = self.refused = self.failed = 0
             self.waits = []
             sources = itertools.cycle(order["sources"])
@@ -176,16 +178,25 @@ class Crowd:
             client.open, client.data = True, rest
             self.opened += 1
             self.waits.append(time.monotonic() - client.begun)
-            if self.order["do"] == "open" and self.opened + self.failed == self.order["count"]:
-                self.answer(opened=self.opened, refused=self.refused, failed=self.failed,
-                            **quantiles(self.waits))
+            self.look_whether_all_came()
             return True
         source = client.sock.getsockname()[0]
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, FINISH)
         self.forget(client)
         later = head.lower().partition(b"retry-after:")[2].split(b"\r\n")[0]
         self.refused += 1
-        self.at(time.monotonic() + float(later or 1), self._comer(source, client.begun))
+        if self.order["do"] == "open":
+            self.at(time.monotonic() + float(later or 1), self._comer(source, client.begun))
+        self.look_whether_all_came()
         return False
+
+    def look_whether_all_came(self) -> None:
+        """An order to open is done when all are in; one to knock, when all have an answer."""
+        order = self.order["do"]
+        done = self.opened + self.failed + (self.refused if order == "knock" else 0)
+        if order in ("open", "knock") and done == self.order["count"]:
+            self.answer(opened=self.opened, refused=self.refused, failed=self.failed,
+                        **quantiles(self.waits))
 
     def read_frames(self, client: Client) -> None:
         """Echoes are timed, pings are answered; all frames are short."""
@@ -212,7 +223,7 @@ class Crowd:
         self.forget(client)
 
     def forget(self, client: Client) -> None:
-        """Close it, as RST."""
+        """Close it, as RST unless told otherwise."""
         del self.clients[client.sock.fileno()]
         client.sock.close()
 

@@ -33,11 +33,7 @@ def check_life(world: World) -> None:
     hold(left == (0,) * 5, f"zero: links, relays, listeners, timers, queued: {left}")
     hold(world.network.open_descriptors == 0,
          f"zero: {world.network.open_descriptors} descriptors are open")
-    weather = world.network.weather
-    draining = world.drain_at + 2 * (weather.latency + weather.jitter) + GRAIN
-    cut = [record for record in world.notes.records if record.ended > draining
-           and any(counts.cut for counts in record.counts)]
-    hold(world.worker.counts.cut >= len(cut), "counters: the drain cut more than the worker counts")
+    _check_cuts(world)
     is_cut_short = bool(world.worker.left)         # CUT_LIMIT was over before all links were
     hold(not is_cut_short or world.kill_at < math.inf or _is_drain_long(world),
          "progress: sessions outlived the drain")
@@ -55,6 +51,21 @@ def check_life(world: World) -> None:
     for trace in engine.traces:
         hold(trace.ended is not None or not trace.is_made or is_cut_short,
              "closed: a relay never ended")
+
+
+def _check_cuts(world: World) -> None:
+    """Once the order to end has arrived, the worker counts as cut whose records say so, and who
+    has none."""
+    weather = world.network.weather
+    ordered = min(world.drain_at, world.kill_at)
+    arrived = ordered + 2 * (weather.latency + weather.jitter) + GRAIN
+    cut = [record.ended for record in world.notes.records
+           if record.cause == "killed" or any(counts.cut for counts in record.counts)]
+    left = sum(session.record is not None for session in world.worker.left.values())
+    least, most = (left + sum(ended >= since for ended in cut) for since in (arrived, ordered))
+    hold(least <= world.worker.counts.cut <= most,
+         f"counters: records speak of {least} to {most} sessions that the end has cut, the worker "
+         f"of {world.worker.counts.cut}")
 
 
 def _is_drain_long(world: World) -> bool:

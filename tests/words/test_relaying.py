@@ -362,7 +362,22 @@ def test_killed_hurries_a_drain() -> None:
     line.relay.end(Cause.KILLED, line.now)
 
     assert line.over
-    assert line.relay.cause is Cause.DRAIN
+    assert (line.relay.cause, line.relay.detail) == (Cause.KILLED, "ended at once")
+
+
+@pytest.mark.parametrize("gone", [(C,), (U,), (C, U)], ids=["client", "upstream", "both"])
+def test_a_drain_is_killed_as_long_as_a_side_is_waited_for(gone: tuple[Side, ...]) -> None:
+    """Not where both have finished, and only their bytes are on the way."""
+    line = Line()
+    line.relay.end(Cause.DRAIN, line.now)
+    for side in gone:
+        line.receive(side, (ours, theirs)[side](frames.CLOSE, b"\x03\xe9"))
+        line.relay.finished(side, line.now)
+    line.relay.end(Cause.KILLED, line.now)
+    line.pump()
+
+    assert line.over
+    assert line.relay.cause is (Cause.DRAIN if gone == (C, U) else Cause.KILLED)
 
 
 def test_session_timeout_tells_the_chosen_code() -> None:
