@@ -5,12 +5,13 @@ What the gateway is shown is made anew for each test, in memory and in the test'
 
 import contextlib
 import datetime
-import os
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from end_to_end.kit import Gateway
 from end_to_end.wire import PATIENCE, Wire, upgrade
@@ -155,6 +156,18 @@ def answering(context: ssl.SSLContext | None, answer: bytes = b"") -> Iterator[i
             thread.join()
 
 
-def environment(folder: Folder) -> dict[str, str]:
-    """Of a program whose TLS trusts the authority by variables: node's, and OpenSSL's."""
-    return os.environ | {"NODE_EXTRA_CA_CERTS": str(folder.ca), "SSL_CERT_FILE": str(folder.ca)}
+@contextlib.contextmanager
+def believed(folder: Folder) -> Iterator[None]:
+    """Who asks the system, in this process or in one that it starts, trusts the authority."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(folder.ca))            # OpenSSL
+        patch.setenv("NODE_EXTRA_CA_CERTS", str(folder.ca))
+        yield
+
+
+def in_tls(folder: Folder, upstream: str, *routes: str) -> str:
+    """A table whose listener and whose upstream "service" have TLS."""
+    return (
+        tls_head() + folder.listener("server") + "".join(routes)
+        + f'[upstream.service]\nendpoints = ["{upstream}"]\ntls = {{ ca = "{folder.ca}" }}\n'
+    )
