@@ -47,7 +47,7 @@ cdef extern from "<openssl/evp.h>" nogil:
     ctypedef struct EVP_CIPHER
     ctypedef struct EVP_CIPHER_CTX
     ctypedef struct EVP_MAC_CTX
-    const EVP_CIPHER *EVP_aes_256_cbc()
+    EVP_CIPHER *EVP_CIPHER_fetch(void *library, const char *name, const char *properties)
     int EVP_EncryptInit_ex(
         EVP_CIPHER_CTX *context, const EVP_CIPHER *cipher, void *engine,
         const unsigned char *key, const unsigned char *iv

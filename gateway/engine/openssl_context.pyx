@@ -8,7 +8,10 @@ Facts that shape it:
 - What the callback's new context brings is its certificates, ciphers, trust and ALPN; the rest
   (versions, groups, tickets, verification) stays as it was. All are configured alike.
 - Tickets (RFC 5077, RFC 8446 4.6.1) are sealed by keys that all workers have, newest first; one
-  that an older key sealed is renewed. Nothing is kept here of a session.
+  that an older key sealed is renewed. Nothing is kept here of a session. One ticket for each
+  handshake: who resumes gets another, and each costs an eighth of a handshake.
+- OpenSSL 3 looks an algorithm up each time that it is named by its old function: so the cipher of
+  tickets is fetched once.
 - Which versions, ciphers and groups there are is said in `tls_terms.py`. The client's order of
   ciphers counts.
 
@@ -32,6 +35,7 @@ SUITES = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_S
 TICKET_S = 24 * 3600                # how long a ticket is good, unless its key goes before
 
 cdef int terms_index = -1           # where a context of OpenSSL keeps its `Terms`
+cdef EVP_CIPHER *ticket_cipher = NULL
 
 
 # --- Callbacks of OpenSSL ----------------------------------------------------------------------
@@ -143,8 +147,8 @@ cdef int seal_ticket(
     if EVP_MAC_CTX_set_params(mac, params) != 1:
         return -1
     if sealing:
-        return EVP_EncryptInit_ex(cipher, EVP_aes_256_cbc(), NULL, key + 48, iv)
-    if EVP_DecryptInit_ex(cipher, EVP_aes_256_cbc(), NULL, key + 48, iv) != 1:
+        return EVP_EncryptInit_ex(cipher, ticket_cipher, NULL, key + 48, iv)
+    if EVP_DecryptInit_ex(cipher, ticket_cipher, NULL, key + 48, iv) != 1:
         return -1
     return 2 if i else 1
 
@@ -285,6 +289,7 @@ cdef class Context:
             use_certificate(context, pair.chain, pair.key, "certificate")
         if self.terms.ticket_key_count:
             SSL_CTX_set_tlsext_ticket_key_evp_cb(context, seal_ticket)
+            SSL_CTX_set_num_tickets(context, 1)
             SSL_CTX_set_timeout(context, TICKET_S)
         else:
             options |= SSL_OP_NO_TICKET
@@ -458,4 +463,7 @@ cdef object refusal(str sentence):
     return ValueError(f"{sentence} (OpenSSL: {reason.decode()})")
 
 
+ticket_cipher = EVP_CIPHER_fetch(NULL, b"AES-256-CBC", NULL)
+if ticket_cipher == NULL:
+    raise ImportError("this OpenSSL has no AES-256-CBC")
 terms_index = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, <void *>free_terms)

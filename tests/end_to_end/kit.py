@@ -103,6 +103,7 @@ class Gateway:
         self.out = _Lines(process.stdout)
         self.err = _Lines(process.stderr)
         self.bound: list[Bound] = []
+        self.scheme = "ws"                   # "wss" where the first listener has TLS
 
     # --- Addresses ---
 
@@ -111,9 +112,9 @@ class Gateway:
         """The port of the first listener."""
         return self.bound[0].port
 
-    def url(self, path: str = "/ws", scheme: str = "ws") -> str:
+    def url(self, path: str = "/ws", scheme: str = "") -> str:
         """The URL of a path on the first listener."""
-        return f"{scheme}://127.0.0.1:{self.port}{path}"
+        return f"{scheme or self.scheme}://127.0.0.1:{self.port}{path}"
 
     def connect(self, listener: int = 0) -> Wire:
         """A client's connection."""

@@ -19,6 +19,7 @@ from websockets.sync.server import Server, ServerConnection, serve
 from websockets.typing import Subprotocol
 
 from end_to_end.kit import Gateway, Starter, head, route
+from end_to_end.secure import NAMES, Folder, believed, in_tls
 
 pytestmark = pytest.mark.forms
 
@@ -52,8 +53,22 @@ def choose(_: ServerConnection, offers: Sequence[Subprotocol]) -> Subprotocol | 
     return next((one for one in known if one in offers), None)
 
 
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Folder | None]:
+    """Certificates, where all is to be in TLS; whoever asks the system trusts them meanwhile."""
+    if request.param == "plain":
+        yield None
+        return
+    made = Folder(tmp_path_factory.mktemp("certs"))
+    made.issue("server", *NAMES)
+    with believed(made):
+        yield made
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(folder: Folder | None) -> Iterator[Server]:
     """A `websockets` server."""
     with serve(
         handle,
@@ -62,6 +77,7 @@ def server() -> Iterator[Server]:
         max_size=None,
         ping_interval=None,
         select_subprotocol=choose,
+        ssl=folder.server("server") if folder else None,
     ) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
@@ -71,12 +87,17 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def gateway(start_shared: Starter, server: Server) -> Gateway:
+def gateway(start_shared: Starter, server: Server, folder: Folder | None) -> Gateway:
     """A gateway before that server, and before its own echo."""
     port = server.socket.getsockname()[1]
-    return start_shared(
-        head() + route("ws", f"ws://127.0.0.1:{port}") + route("echo", "builtin:echo")
+    echo = route("echo", "builtin:echo")
+    if folder is None:
+        return start_shared(head() + route("ws", f"ws://127.0.0.1:{port}") + echo)
+    gateway = start_shared(
+        in_tls(folder, f"wss://127.0.0.1:{port}", route("ws", "service"), echo)
     )
+    gateway.scheme = "wss"
+    return gateway
 
 
 @pytest.fixture(params=["/ws", "/echo"])
@@ -253,13 +274,15 @@ def test_websocket_client(url: str) -> None:
 
 
 @pytest.mark.parametrize("compress", [0, 15])
-def test_aiohttp(url: str, compress: int) -> None:
-    """The client of `aiohttp`."""
+def test_aiohttp(url: str, compress: int, folder: Folder | None) -> None:
+    """The client of `aiohttp`, which asks the system once, when it is loaded."""
 
     async def talk() -> None:
         async with (
             aiohttp.ClientSession() as session,
-            session.ws_connect(url, compress=compress, max_msg_size=0) as client,
+            session.ws_connect(
+                url, compress=compress, max_msg_size=0, ssl=folder.client() if folder else True
+            ) as client,
         ):
             await client.send_str("text")
             assert await client.receive_str() == "text"

@@ -16,6 +16,7 @@ from websockets.sync.client import connect as connect_sync
 from websockets.typing import Subprotocol
 
 from end_to_end.kit import Gateway, Starter, head, route
+from end_to_end.secure import NAMES, Folder, believed, tls_head
 
 FOLDER = Path(__file__).parent / "node"
 NODE = shutil.which("node")
@@ -56,12 +57,22 @@ def server() -> Iterator[int]:
         process.stdout.close()
 
 
-@pytest.fixture(scope="module")
-def gateway(start_shared: Starter, server: int) -> Gateway:
-    """A gateway before that server, and before its own echo."""
-    return start_shared(
-        head() + route("ws", f"ws://127.0.0.1:{server}") + route("echo", "builtin:echo")
-    )
+@pytest.fixture(scope="module", params=["ws", "wss"])
+def gateway(
+    request: pytest.FixtureRequest, start_shared: Starter, server: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Gateway]:
+    """A gateway before that server, and before its own echo; plain, and by TLS."""
+    routes = route("ws", f"ws://127.0.0.1:{server}") + route("echo", "builtin:echo")
+    if request.param == "ws":
+        yield start_shared(head() + routes)
+        return
+    folder = Folder(tmp_path_factory.mktemp("certs"))
+    folder.issue("server", *NAMES)
+    with believed(folder):
+        gateway = start_shared(tls_head() + folder.listener("server") + routes)
+        gateway.scheme = "wss"
+        yield gateway
 
 
 @pytest.mark.parametrize("deflate", ["true", "false"])

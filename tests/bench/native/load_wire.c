@@ -461,7 +461,11 @@ static void begin_tls(struct conn *conn) {
     if (!conn->ssl || SSL_set_fd(conn->ssl, conn->fd) != 1) die("no memory");
     SSL_set_connect_state(conn->ssl);
     SSL_set_tlsext_host_name(conn->ssl, "bench.example");
-    if (tls == RESUMED && ticket) SSL_set_session(conn->ssl, ticket);
+    if (tls == RESUMED && ticket) { /* a copy: what a connection ends with is written into it */
+        SSL_SESSION *own = SSL_SESSION_dup(ticket);
+        if (!own || SSL_set_session(conn->ssl, own) != 1) die("no memory");
+        SSL_SESSION_free(own);
+    }
     conn->state = SHAKING;
     shake(conn);
 }
