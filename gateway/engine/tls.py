@@ -10,6 +10,7 @@ groups before Python 3.15; and it does not refuse a client whose ALPN has nothin
 """
 
 import contextlib
+import ipaddress
 import os
 import ssl
 import weakref
@@ -165,7 +166,7 @@ class SslMachine:
         read = self._ssl.getpeercert() or {}
         subject = cast("tuple[tuple[tuple[str, str], ...], ...]", read.get("subject", ()))
         alternatives = cast("tuple[tuple[str, str], ...]", read.get("subjectAltName", ()))
-        names = tuple(f"{_KINDS[kind]}:{name}" for kind, name in alternatives if kind in _KINDS)
+        names = tuple(_name_of(kind, name) for kind, name in alternatives if kind in _KINDS)
         return PeerCertificate(subject_text(subject), names, der)
 
     def _fault_of(self, error: ssl.SSLError) -> TlsFault:
@@ -176,6 +177,12 @@ class SslMachine:
                 return upstream_refused(code, text, self._server_name)
             return client_refused(code, text)
         return failed(error.reason or "it does not say why", far)
+
+
+def _name_of(kind: str, name: str) -> str:
+    if kind == "IP Address":
+        name = str(ipaddress.ip_address(name.strip()))      # `ssl` writes all of an IPv6 address
+    return f"{_KINDS[kind]}:{name}"
 
 
 # --- Contexts -------------------------------------------------------------------------------------
@@ -189,8 +196,7 @@ class _Asked(ssl.SSLObject):
 
 def _server_context(settings: TlsServer) -> ssl.SSLContext:
     """That of the first certificate, which goes over to another's by the name."""
-    if not settings.certificates:
-        raise ValueError("there is no certificate")
+    assert settings.certificates
     contexts = {id(pair): _pair_context(settings, pair) for pair in settings.certificates}
     first = contexts[id(settings.certificates[0])]
     certificates = settings.certificates
@@ -221,7 +227,7 @@ def _pair_context(settings: TlsServer, pair: KeyPair) -> ssl.SSLContext:
     _load_pair(context, pair.chain, pair.key)
     context.verify_mode = VERIFY_MODES[settings.client_certificates]
     if settings.client_certificates != "off":
-        _load_trusted(context, settings.client_ca, "client_ca")
+        _load_trusted(context, settings.client_ca)
     return context
 
 
@@ -237,7 +243,7 @@ def _client_context(settings: TlsClient) -> ssl.SSLContext:
     if settings.alpn:
         context.set_alpn_protocols(list(settings.alpn))
     if settings.ca:
-        _load_trusted(context, settings.ca, "ca")
+        _load_trusted(context, settings.ca)
     elif settings.verify:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     if settings.chain:
@@ -251,33 +257,28 @@ def _load_pair(context: ssl.SSLContext, chain: bytes, key: bytes) -> None:
         # An encrypted key would have OpenSSL ask at the terminal.
         context.load_cert_chain(_path(chain_fd), _path(key_fd), password=lambda: b"")
     except ssl.SSLError as error:
-        raise ValueError(_unusable(error)) from None
+        raise ValueError(_unusable(chain, error)) from None
     finally:
         os.close(chain_fd)
         os.close(key_fd)
 
 
-def _unusable(error: ssl.SSLError) -> str:
-    reason = error.reason or ""
-    if reason == "KEY_VALUES_MISMATCH":
-        return "the key is not that of the certificate"
-    if reason in ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"):
-        return "a key or a signature of the chain is too weak"
-    if "BAD_DECRYPT" in reason or "BAD_PASSWORD" in reason:
-        return "the key is encrypted"
-    return "the chain or the key is not PEM, or damaged"
+def _unusable(chain: bytes, error: ssl.SSLError) -> str:
+    if b"-----BEGIN CERTIFICATE-----" not in chain:
+        return "the certificate has no PEM block of a certificate"
+    if error.reason in ("KEY_VALUES_MISMATCH", "EE_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"):
+        return "the certificate and its key do not fit, or are too weak"
+    return "the key of the certificate cannot be read; it must be PEM without a passphrase"
 
 
-def _load_trusted(context: ssl.SSLContext, pem: bytes, what: str) -> None:
+def _load_trusted(context: ssl.SSLContext, pem: bytes) -> None:
     fd = _nowhere(pem)
     try:
         context.load_verify_locations(_path(fd))
     except ssl.SSLError:
-        raise ValueError(f"{what} is not PEM, or damaged") from None
+        raise ValueError("the CA file has no PEM block of a certificate") from None
     finally:
         os.close(fd)
-    if not context.cert_store_stats()["x509"]:
-        raise ValueError(f"{what} has no certificate")
 
 
 def _nowhere(data: bytes) -> int:
