@@ -6,7 +6,9 @@ import pytest
 
 from control.stage import CLIENT, LOCAL, OUTWARD, Stage
 from gateway import events
-from gateway.control.shared import Board, Counters, SharedMemory, Slots
+from gateway.control.board import Board
+from gateway.control.counters import Counters
+from gateway.control.shared import SharedMemory, Slots
 from gateway.errors import Fault, Handshake
 from gateway.events import Accepted, KeyPair, Side, TlsServer
 
