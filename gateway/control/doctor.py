@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import platform
 import resource
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,8 +28,11 @@ from gateway.control.choice import (
     why_no_completions,
     why_no_uring,
 )
-from gateway.control.parts import PARTS, RELAY
+from gateway.control.parts import OPENSSL, PARTS, RELAY
+from gateway.control.renewing import DAY, WARN_DAYS
 from gateway.control.serving import SPARE_DESCRIPTORS, default_max_sessions
+from gateway.control.vault import Vault, expiries
+from gateway.errors import TableErrors
 from gateway.table import Listener, Table
 
 GOOD, NOTE, MISSING = "ok", "note", "MISSING"
@@ -57,6 +61,7 @@ def examine(table: Table | None) -> tuple[str, bool]:
         ("system", list(_system())),
         ("compiled parts", list(_parts())),
         ("relays", list(_relays())),
+        ("TLS", list(_tls())),
         ("engines", list(_engines())),
         ("limits", list(_limits())),
     ]
@@ -113,6 +118,15 @@ def _relays() -> Iterator[Finding]:
         return
     yield Finding(GOOD, "relays are compiled")
     yield _splice()
+
+
+def _tls() -> Iterator[Finding]:
+    if OPENSSL.why_missing():
+        yield Finding(NOTE, f"TLS runs by Python's ssl, {ssl.OPENSSL_VERSION}")
+        yield Finding(NOTE, "no session is resumed by a ticket: their keys could not be shared")
+        return
+    yield Finding(GOOD, "TLS is compiled")
+    yield Finding(GOOD, "sessions are resumed by tickets that every worker can open")
 
 
 def _splice() -> Finding:
@@ -208,6 +222,28 @@ def _demands(table: Table) -> Iterator[Finding]:
         )
     for listener in table.listeners:
         yield from _listener(listener)
+    yield from _certificates(table)
+
+
+def _certificates(table: Table) -> Iterator[Finding]:
+    """What the files of its TLS hold."""
+    try:
+        filled, _ = Vault(tickets=False).fill(table)
+    except TableErrors as refused:
+        for error in refused.errors:
+            yield Finding(MISSING, f"{error.place}: found {error.found}", error.remedy)
+        return
+    now = time.time()
+    for one in expiries(filled):
+        until = time.strftime("%Y-%m-%d", time.gmtime(one.until))
+        days = int((one.until - now) // DAY)
+        text = f"{one.place}: {one.file} is good until {until}"
+        if one.until <= now:
+            yield Finding(MISSING, f"{one.place}: {one.file} ended on {until}", "renew it")
+        elif days < WARN_DAYS:
+            yield Finding(NOTE, f"{text}, for {days} days", "renew it")
+        else:
+            yield Finding(GOOD, text)
 
 
 def _engine(wanted: str) -> Finding:

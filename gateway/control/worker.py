@@ -224,6 +224,9 @@ class Worker:
             # A link that never came to be is forgotten at once: the session may order another
             # before this one's Closed arrives.
             self._forget_upstream(party)
+            why = event.handshake if isinstance(event, events.Closed) else None
+            if why is not None and self._counters is not None:
+                self._counters.handshake_failed(UPSTREAM, why)
         self._hand(party, UPSTREAM, event)
 
     def _hand(self, party: Party, side: Side, event: Event) -> None:

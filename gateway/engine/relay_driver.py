@@ -174,10 +174,10 @@ class RelayDriver:
             return False
         except OSError as error:
             fault, detail = verdict_of(error)
-            if fault is Fault.TRUNCATED:
-                self._truncated(side)
-            else:
+            if fault is not Fault.TRUNCATED:
                 self._lost(side, fault, detail or os.strerror(error.errno or 0).lower())
+            elif link.fault is None:        # else nothing is behind a failed send but its loss
+                self._truncated(side)
             return False
         now = self._engine.now()
         if count:

@@ -181,7 +181,7 @@ cdef class RingCompletions(RingRelays):
         if far.calls.holds(far.tls):
             self.open_sealed(slot, side, at, size, self._hot, False)
             return
-        self._walked = number
+        self._walked, self._walked_at = number, at - far.tail_size
         self.open_sealed(slot, side, at, size, at - far.tail_size, False)
         self._walked = NO_BUFFER
 

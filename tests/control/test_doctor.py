@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.kit import head, launch, route
+from end_to_end.secure import Folder
 from end_to_end.wire import BINARY, TEXT, frame, upgrade
 from gateway import __version__
 from gateway.control import config, doctor, parts
@@ -97,6 +98,38 @@ def test_what_a_table_demands_and_has(tmp_path: Path) -> None:
     done = run("--routes", str(table_of(tmp_path)))
     assert done.returncode == 0, done.stdout
     assert 'ok      engine = "auto" can be had' in done.stdout
+
+
+@pytest.mark.parametrize(("days", "words", "level"), [
+    (60.5, "is good until", "ok"), (20.5, "for 20 days", "note"), (-1, "ended on", "MISSING"),
+])
+def test_certificates_of_a_table(
+    tmp_path: Path, days: float, words: str, level: str
+) -> None:
+    """Until when each is good."""
+    own = Folder(tmp_path)
+    own.issue("a", "a.test", days=days)
+    path = tmp_path / "routes.toml"
+    path.write_text(own.listener("a") + route("echo", "builtin:echo"))
+    text, has_all = examined(path)
+    line = line_with(text, "a.crt")
+    assert line.strip().startswith(level)
+    assert words in line
+    assert has_all == (level != "MISSING")
+    (tmp_path / "a.key").unlink()
+    text, has_all = examined(path)
+    assert not has_all
+    assert "no such file" in line_with(text, "MISSING")
+
+
+def test_tls_in_python_has_no_tickets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said, with what would make it better."""
+    if not parts.OPENSSL.why_missing():
+        assert "resumed by tickets" in line_with(doctor.examine(None)[0], "tickets")
+    monkeypatch.setattr(
+        doctor, "OPENSSL", parts.Part("openssl", ("nothing",), (), "")
+    )
+    assert "  note    no session is resumed" in line_with(doctor.examine(None)[0], "by a ticket")
 
 
 def test_a_table_that_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.control.plan import Plan, RouteChange, as_data, compare, keyed_listeners
-from gateway.events import Address
+from gateway.events import Address, KeyPair, TlsClient, TlsServer
 from gateway.table import EndpointEntry, GatewaySettings, Listener, Route, Table, Upstream
 
 LISTENER = Listener(address=Address(host="127.0.0.1", port=80))
@@ -151,3 +151,26 @@ def test_there_and_back(old: Table, new: Table) -> None:
     assert names(there, "added") == names(back, "removed")
     assert names(there, "changed") == names(back, "changed")
     assert names(there, "added") == {r.name for r in new.routes} - {r.name for r in old.routes}
+
+
+def test_what_tls_files_hold_is_told_apart_from_their_names() -> None:
+    """A certificate that was renewed is a setting that changed: no session minds it."""
+
+    def secure(listener: bytes, upstream: bytes) -> Table:
+        pair = KeyPair(chain=listener, key=b"", names=())
+        entry = replace(
+            UPSTREAMS["to-a"].entries[0], secure=TlsClient(server_name="a", ca=upstream)
+        )
+        return replace(
+            TABLE,
+            listeners=(replace(LISTENER, secure=TlsServer(certificates=(pair,))),),
+            upstreams=UPSTREAMS | {"to-a": replace(UPSTREAMS["to-a"], entries=(entry,))},
+        )
+
+    assert compare(secure(b"1", b"1"), secure(b"1", b"1")).is_empty
+    plan = compare(secure(b"1", b"1"), secure(b"2", b"2"))
+    assert plan.settings == (
+        "certificates of [[listener]] 127.0.0.1:80", "certificates of [upstream.to-a]",
+    )
+    assert not plan.routes
+    assert not plan.listeners_changed

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 
+from end_to_end.secure import Folder
 from gateway.control import config, reloading
 from gateway.control.handle import WorkerGone, WorkerHandle, WorkerState
 from gateway.control.listening import Bound, bind
@@ -20,7 +21,7 @@ from gateway.control.report import Report
 from gateway.control.resolver import Failure, Resolution, resolve
 from gateway.control.systemd import Notifier
 from gateway.control.terms import Terms
-from gateway.control.vault import Vault
+from gateway.control.vault import Vault, alike
 from gateway.errors import GatewayError, ListenError, TableErrors
 
 HEAD = '[gateway]\nlisten = ["127.0.0.1:0"]\n'
@@ -462,6 +463,62 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 def endpoints(rig: Rig) -> list[str]:
     """Where the room is."""
     return [str(address) for _, address in rig.terms.endpoints["room"]]
+
+
+def test_a_certificate_is_a_file_of_the_table(rig: Rig, tmp_path: Path) -> None:
+    """Its change is one; a broken one leaves what was there, and the reload succeeds."""
+    folder = Folder(tmp_path)
+    folder.issue("a", "a.test")
+    rig.write(folder.listener("a").replace(":0", ":18443") + ROUTE.format(name="a"))
+    run(lambda: rig.reloader.reload("test"))
+    first = rig.terms.table.listeners[0].secure
+    assert first is not None
+
+    run(lambda: rig.reloader.reload_changed("nothing did"))
+    assert rig.reloader.outcome.done == 1
+    folder.issue("a", "a.test", "b.test")
+    plan, _ = run(rig.reloader.plan)
+    assert plan.settings == ("certificates of [[listener]] 127.0.0.1:18443",)
+    run(lambda: rig.reloader.reload_changed("it did"))
+    second = rig.terms.table.listeners[0].secure
+    assert second is not None
+    assert second.certificates[0].names == ("a.test", "b.test")
+    assert second.ticket_keys == first.ticket_keys
+
+    (folder.path / "a.crt").write_bytes(b"half of it")
+    _, warnings = run(lambda: rig.reloader.reload("test"))
+    assert len(warnings) == 1
+    assert warnings[0].endswith("what was read before stays in use")
+    assert alike(rig.terms.table.listeners[0].secure, second)
+    run(lambda: rig.reloader.reload_changed("nothing did"))
+    assert rig.reloader.outcome.done == 3
+
+
+def test_a_certificate_that_never_was_good_changes_nothing(rig: Rig, tmp_path: Path) -> None:
+    """The table that runs stays, as for any mistake."""
+    rig.write(Folder(tmp_path).listener("none") + ROUTE.format(name="a"))
+    with pytest.raises(TableErrors, match="no such file"):
+        run(lambda: rig.reloader.reload("test"))
+    assert all(worker.heard == [] for worker in rig.workers)
+
+
+def test_keys_for_tickets_are_given_to_all(rig: Rig, tmp_path: Path) -> None:
+    """As new terms, of which nothing else has changed; without TLS there is nothing to give."""
+    run(rig.reloader.renew)
+    assert rig.terms.version == 0
+    folder = Folder(tmp_path)
+    folder.issue("a", "a.test")
+    rig.write(folder.listener("a") + ROUTE.format(name="a"))
+    run(lambda: rig.reloader.reload("test"))
+    before = rig.terms.table
+    run(rig.reloader.renew)
+    assert rig.terms.version == 2
+    assert rig.terms.table == before
+    assert [worker.heard for worker in rig.workers] == [["prepare", "commit"] * 2] * 2
+    old, new = before.listeners[0].secure, rig.terms.table.listeners[0].secure
+    assert old is not None
+    assert new is not None
+    assert new.ticket_keys[1:] == old.ticket_keys
 
 
 def test_names_are_looked_up_again(rig: Rig, server: Server) -> None:

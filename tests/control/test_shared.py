@@ -14,7 +14,8 @@ from gateway.control import shared
 from gateway.control.board import Board, RouteCounts
 from gateway.control.counters import Counters
 from gateway.control.shared import Cell, SharedMemory, Slots, endpoint_name
-from gateway.events import AccessRecord, Address, LegCounts
+from gateway.errors import Handshake
+from gateway.events import AccessRecord, Address, LegCounts, Side
 from gateway.limits import Limits, Refusal
 from gateway.table import EndpointEntry, Upstream
 from gateway.upstreams import REFRESH, Pool
@@ -62,6 +63,19 @@ def test_totals_are_the_sums_and_survive_a_worker(board: Board, memory: SharedMe
     assert board.totals()["connections"] == 0
     Counters(memory, 1, Slots()).add(Cell.ACCEPTED)
     assert board.totals()["accepted"] == 8
+
+
+def test_handshakes_that_fail_are_counted_by_side_and_reason(
+    board: Board, memory: SharedMemory
+) -> None:
+    one, two = Counters(memory, 0, Slots()), Counters(memory, 1, Slots())
+    one.record(record(status=None, handshake=Handshake.NOT_TLS))
+    two.record(record(status=None, handshake=Handshake.NOT_TLS))
+    two.handshake_failed(Side.UPSTREAM, Handshake.UNTRUSTED)
+    counted = {labels: count for labels, count in board.handshakes().items() if count}
+    assert counted == {("client", "not tls"): 2, ("upstream", "untrusted"): 1}
+    assert board.statuses()["none"] == 2
+    assert len(board.handshakes()) == 2 * len(Handshake)
 
 
 def test_a_record_is_counted_once_under_each_of_its_labels(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.rig import MEBIBYTE, Far, Rig, rig_of
+from engine.tls_ends import SecureEnds
 from gateway import frames
 from gateway.events import Cause, RelayEnded, RelayRules, Side
 
@@ -233,6 +234,17 @@ def check_sound(plan: Plan, life: Life, ended: RelayEnded) -> None:
 @pytest.mark.parametrize("seed", range(LIVES))
 def test_lives(seed: int, tmp_path: Path, ring_refused: str) -> None:
     """One seed, four drivers; two where io_uring cannot be had."""
+    live_alike(seed, tmp_path, ring_refused, secure=False)
+
+
+@pytest.mark.parametrize("seed", range(LIVES))
+def test_lives_over_tls(seed: int, tmp_path: Path, ring_refused: str) -> None:
+    """The same with TLS on both legs."""
+    live_alike(seed, tmp_path, ring_refused, secure=True)
+
+
+def live_alike(seed: int, tmp_path: Path, ring_refused: str, *, secure: bool) -> None:
+    """A life on each driver; the driver in Python says what is right."""
     plan = plan_of(seed)
     print(f"seed {seed}: {plan.end} by {plan.ender.name}, {plan.rules}")
     results = []
@@ -240,6 +252,8 @@ def test_lives(seed: int, tmp_path: Path, ring_refused: str) -> None:
         folder = tmp_path / kind
         folder.mkdir()
         with rig_of(kind, folder) as rig:
+            if secure:
+                rig.ends = SecureEnds(rig)
             life = Life(rig, plan)
             ended = life.live()
             check_sound(plan, life, ended)
