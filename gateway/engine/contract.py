@@ -146,7 +146,7 @@ class Engine(Protocol):
         """TLS from here on, as what the settings are for, beginning with these bytes. Answered by
         `Secured` or `Closed`; see promises 17 to 20. Raises ValueError for settings that cannot be
         used (a broken PEM, a key that is another's), which whoever made them is to try before:
-        `tls.check` does."""
+        `machines.check` does."""
 
     def read(self, link: Link) -> None:
         """Deliver what arrives: `Received`, then `Finished`; of a listener: accept again.
