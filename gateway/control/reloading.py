@@ -95,6 +95,7 @@ class Reloader:
     def __init__(self, path: Path, workers: Workers, seen: bytes, vault: Vault) -> None:
         """`seen` is the digest of the files that the table which runs was read from, with those
         that its TLS names; `vault` is what they were read by."""
+        self.files = files_of(workers.terms.table)  # of TLS, as the latest table names them
         self._vault = vault
         self.outcome = Outcome()
         self._path = path
@@ -139,7 +140,7 @@ class Reloader:
                 if not self.outcome.is_retried:
                     continue
                 # Of other files the watch tells, once they are whole.
-                if await aside(lambda: config.digest(self._path)) == self._seen:
+                if await aside(self._digest) == self._seen:
                     with contextlib.suppress(GatewayError):
                         await self._reload_now(AGAIN)
 
@@ -244,11 +245,12 @@ class Reloader:
     def _read(self, before: Table) -> tuple[Table, list[str]]:
         """The table that the files are now, filled. In a thread."""
         table, warnings, self._seen = read_table(self._path)
+        self.files = files_of(table)
         table, kept = self._vault.fill(table, before)
         return table, warnings + kept
 
     def _digest(self) -> bytes:
-        return config.digest(self._path, files_of(self._workers.terms.table))
+        return config.digest(self._path, self.files)
 
     def _bind(self, before: Terms, table: Table) -> tuple[dict[int, Bound], dict[int, Bound]]:
         """The sockets of the new table in its order, and those of them that are new."""

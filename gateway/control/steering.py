@@ -32,7 +32,7 @@ from gateway.control.report import Value
 from gateway.control.resolver import Failure
 from gateway.control.sockets import Handed
 from gateway.control.supervisor import Supervisor
-from gateway.control.vault import Vault, expiries, files_of
+from gateway.control.vault import Vault, expiries
 from gateway.errors import GatewayError, TableError
 
 CONTROL, ADMIN = "control", "admin"      # roles of sockets
@@ -108,7 +108,7 @@ class Steering:
         self._begin(self._reloader.try_again())
         watch = Watch(
             self._path, self._seen, self._changed, self._unwatched,
-            lambda: files_of(self._supervisor.terms.table),
+            lambda: self._reloader.files,
         )
         watch.start()
         self._begin(Renewing(self._reloader.renew, self._supervisor).run())

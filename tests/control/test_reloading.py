@@ -495,11 +495,19 @@ def test_a_certificate_is_a_file_of_the_table(rig: Rig, tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_never_was_good_changes_nothing(rig: Rig, tmp_path: Path) -> None:
-    """The table that runs stays, as for any mistake."""
-    rig.write(Folder(tmp_path).listener("none") + ROUTE.format(name="a"))
+    """The table that runs stays, as for any mistake; the file is looked for, and then it is taken.
+    """
+    folder = Folder(tmp_path)
+    rig.write(folder.listener("late") + ROUTE.format(name="a"))
     with pytest.raises(TableErrors, match="no such file"):
         run(lambda: rig.reloader.reload("test"))
     assert all(worker.heard == [] for worker in rig.workers)
+    assert tmp_path / "late.crt" in rig.reloader.files
+    run(lambda: rig.reloader.reload_changed("nothing did"))
+    assert rig.reloader.outcome.failed == 1
+    folder.issue("late", "a.test")
+    run(lambda: rig.reloader.reload_changed("it came"))
+    assert rig.terms.table.listeners[0].secure is not None
 
 
 def test_keys_for_tickets_are_given_to_all(rig: Rig, tmp_path: Path) -> None:

@@ -33,24 +33,27 @@ sys.exit({code})
     ("code", "words"), [(0, ""), (4, ""), (3, "Error 3")], ids=["ended", "cut", "failed"]
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_make_demo_ends_quietly(tmp_path: Path, code: int, words: str, number: int) -> None:
+@pytest.mark.parametrize("target", ["demo", "demo-tls"])
+def test_make_demo_ends_quietly(
+    tmp_path: Path, code: int, words: str, number: int, target: str
+) -> None:
     """Ctrl and C reaches all of a terminal's programs; `kill` make alone, which passes it on.
     A page that was open has its session cut: no error. What failed still says so."""
     said = MAKE_RACED
     while MAKE_RACED in said:
-        said = end_demo(tmp_path, code, number)
+        said = end_demo(tmp_path, code, number, target)
     assert words in said
     assert words or said == ""
 
 
-def end_demo(tmp_path: Path, code: int, number: int) -> str:
-    """What `make demo` says when this signal ends it, and its program ends with this code."""
+def end_demo(tmp_path: Path, code: int, number: int, target: str) -> str:
+    """What `make demo` (or `demo-tls`) says when this signal ends it, and its program ends with this code."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(code=code))
     stand_in = f"{shlex.quote(sys.executable)} {shlex.quote(str(program))}"
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     process = subprocess.Popen(
-        ["make", "demo", "PYTHON=true", f"PY={stand_in}"], cwd=ROOT, text=True, env=environment,
+        ["make", target, "PYTHON=true", f"PY={stand_in}"], cwd=ROOT, text=True, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )
     try:
