@@ -5,7 +5,7 @@
 pip resolves the lower bounds of pyproject.toml to today's newest versions, on the Python that
 runs this; use the oldest one that is supported, since newer ones need no more packages. What is
 needed to run and build comes from the same resolution as what is needed to develop, so that
-run.txt is a part of dev.txt.
+run.txt is a part of dev.txt. The scanner of TLS is resolved by itself, as it has an environment.
 
 Never: a host's name or a path in these files; where packages come from is pip's configuration.
 """
@@ -22,9 +22,11 @@ HEADER = "# Written by `make lock` from pyproject.toml; not by hand.\n"
 
 
 def main() -> None:
-    """Resolve dev first, then run within it; fuzz.txt has only what is not in there."""
+    """Resolve dev first, then run within it; fuzz.txt has only what is not in there, scan.txt
+    goes by itself."""
     os.chdir(ROOT)
-    build = tomllib.loads(Path("pyproject.toml").read_text())["build-system"]["requires"]
+    pyproject = tomllib.loads(Path("pyproject.toml").read_text())
+    build = pyproject["build-system"]["requires"]
     dev = Path("requirements/dev.txt")
     dev.write_text(HEADER + resolve(".[dev]", *build))
     run = resolve(".", *build, "--constraint", str(dev))
@@ -33,6 +35,8 @@ def main() -> None:
     fuzz = resolve(".[fuzz]", "--only-binary", ":all:", "--constraint", str(dev)).splitlines()
     only = [line for line in fuzz if line not in locked]
     Path("requirements/fuzz.txt").write_text(HEADER + "".join(f"{line}\n" for line in only))
+    scanner = resolve(*pyproject["project"]["optional-dependencies"]["scan"])
+    Path("requirements/scan.txt").write_text(HEADER + scanner)
 
 
 def resolve(*wanted: str) -> str:

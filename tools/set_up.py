@@ -35,6 +35,8 @@ LIBURING_H = "/usr/include/liburing.h"
 OPENSSL_H = "/usr/include/openssl/ssl.h"
 SOURCES = ("pyproject.toml", "setup.py", "gateway/__init__.py", "gateway/engine/*.p[yx][xd]")
 FUZZER = Path("requirements/fuzz.txt")
+SCANNER = Path("requirements/scan.txt")
+SCANNER_HOME = Path(".tools/sslyze")
 REQUIREMENTS = {"run": Path("requirements/run.txt"), "test": Path("requirements/dev.txt")}
 
 
@@ -91,6 +93,7 @@ def main(arguments: list[str]) -> int:
             install_python_packages(level)
             if level == "test":
                 install_fuzzer()
+                install_scanner()
                 install_npm_packages()
                 install_autobahn()
         except subprocess.CalledProcessError as error:
@@ -163,6 +166,18 @@ def install_fuzzer() -> None:
     except subprocess.CalledProcessError:
         print("Not installed: atheris, which has no wheel for this Python; the coverage-guided "
               "fuzzer does not run", flush=True)
+    stamp.write_text(wanted)
+
+
+def install_scanner() -> None:
+    """Install sslyze, apart from everything else: what it needs is older than what we need."""
+    stamp, python = SCANNER_HOME / "ready", SCANNER_HOME / "venv" / "bin" / "python"
+    wanted = digest(SCANNER)
+    if is_current(stamp, wanted):
+        return
+    print(f"Installing {SCANNER} into {SCANNER_HOME}", flush=True)
+    run(sys.executable, "-m", "venv", "--clear", SCANNER_HOME / "venv")
+    run(python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "-r", SCANNER)
     stamp.write_text(wanted)
 
 
