@@ -61,6 +61,7 @@ NEEDS = (
     Need("node", "nodejs", "clients from npm"),
     Need("npm", "npm", "clients from npm"),
     Need("chromium", "chromium", "the demo page in a browser"),
+    Need("certutil", "libnss3-tools", "the demo page by https"),
     Need("mosquitto", "mosquitto", "MQTT over WebSocket"),
     Need("cc", "gcc", "whatever is compiled"),
     Need("/usr/include/stdio.h", "libc6-dev", "whatever is compiled"),

@@ -13,6 +13,7 @@ from gateway.control.config_routes import BECOMES
 from gateway.errors import TableErrors
 from gateway.events import Address
 from gateway.table import (
+    CertificateFiles,
     EndpointEntry,
     GatewaySettings,
     Listener,
@@ -119,6 +120,74 @@ def test_every_key_has_a_field_and_every_field_a_key() -> None:
     assert set(config_schema.UPSTREAM.keys) - {"endpoints"} <= names(Upstream)
     assert set(config_schema.LISTENER_TLS.keys) == names(ListenerTls)
     assert set(config_schema.UPSTREAM_TLS.keys) == names(UpstreamTls)
+
+
+def test_tls_in_full(tmp_path: Path) -> None:
+    """Files are named, none is read; names are absolute; and it is printed as it was."""
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    path = folder / "routes.toml"
+    path.write_text("""
+[[listener]]
+address = "127.0.0.1:8443"
+tls = { certificates = [
+    { chain = "a.crt", key = "/k/a.key" },
+    { chain = "../b.crt", key = "b.key" },
+], profile = "modern", client_certificates = "request", client_ca = "ca.crt" }
+
+[[listener]]
+address = "127.0.0.1:80"
+redirect = "https:8443"
+
+[[route]]
+name = "chat"
+sni = ["A.example.", "*.b.example"]
+upstream = "app"
+
+[[route]]
+name = "raw"
+path = "/raw"
+upstream = "tls://App.example:993"
+
+[upstream.app]
+endpoints = ["wss://app.example", "wss://[::1]:444"]
+tls.ca = "inner.crt"
+tls.server_name = "App.Inner."
+tls.certificate = { chain = "o.crt", key = "o.key" }
+""")
+    table, warnings = config.check(path)
+    assert warnings == []
+    tls, redirects = table.listeners
+    assert tls.tls == ListenerTls(
+        certificates=(
+            CertificateFiles(chain=f"{folder}/a.crt", key="/k/a.key"),
+            CertificateFiles(chain=f"{folder}/../b.crt", key=f"{folder}/b.key"),
+        ),
+        profile="modern", client_certificates="request", client_ca=f"{folder}/ca.crt",
+    )
+    assert tls.secure is None
+    assert (redirects.redirect, redirects.tls) == (8443, None)
+    assert table.routes[0].sni == ("a.example", "*.b.example")
+    app, raw = table.upstreams["app"], table.upstreams["tls://App.example:993"]
+    assert (app.scheme, app.kind, [one.port for one in app.entries]) == ("wss", "ws", [443, 444])
+    assert app.tls == UpstreamTls(
+        ca=f"{folder}/inner.crt", server_name="app.inner",
+        certificate=CertificateFiles(chain=f"{folder}/o.crt", key=f"{folder}/o.key"),
+    )
+    assert (raw.kind, raw.tls) == ("tcp", UpstreamTls())
+    path.write_text(config.render(table))
+    assert config.load(path) == table
+
+
+def test_an_upstream_that_anybody_could_be_is_warned_of(tmp_path: Path) -> None:
+    """It is right, and may be a slip."""
+    path = tmp_path / "routes.toml"
+    path.write_text(HEAD + '[[route]]\nname = "a"\nupstream = "app"\n[upstream.app]\n'
+                    'endpoints = ["wss://app.example"]\ntls = { verify = false }\n')
+    _, warnings = config.check(path)
+    assert warnings == [
+        "[upstream.app], tls: verify is false, so that anybody could be this server"
+    ]
 
 
 # --- Values ---

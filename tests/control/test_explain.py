@@ -98,6 +98,25 @@ def test_a_host_in_a_header_goes_before_the_urls() -> None:
     assert "Host: console.internal:7000, by send_host\n" in text
 
 
+def test_the_name_in_the_hello(tmp_path: Path) -> None:
+    """It is the URL's host, where the URL has TLS."""
+    path = tmp_path / "routes.toml"
+    path.write_text(
+        '[[listener]]\naddress = "127.0.0.1:8443"\n'
+        'tls = { certificates = [{ chain = "a.crt", key = "a.key" }] }\n'
+        '[[route]]\nname = "named"\nsni = "a.test"\nupstream = "wss://app.test/live"\n'
+        '[[route]]\nname = "any"\nupstream = "builtin:echo"\n'
+    )
+    table = config.load(path)
+    text = explain(table, "wss://A.test:8443/x", ["Host: b.test"])
+    assert 'route: "named"' in text
+    assert "upstream: wss://app.test/live\ntarget: /live\n" in text
+    assert "answer_timeout" in text
+    text = explain(table, "ws://a.test/x")
+    assert 'route: "any"' in text
+    assert "the name in the TLS hello does not match: it wants a.test" in text
+
+
 def test_subprotocols() -> None:
     """They are offered in one field."""
     text = explain(SERVICES, "/graphql", [], None, ["a", "graphql-transport-ws"])

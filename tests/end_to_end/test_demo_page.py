@@ -4,7 +4,8 @@ The browser is driven over its DevTools protocol, and asked only for what a pers
 text of the state, the log and the figures. What the page must do happens in the browser's own
 WebSocket, through the gateway.
 
-Needs Debian's `chromium`; without it these tests are skipped, in CI they fail.
+Needs Debian's `chromium`; without it these tests are skipped, in CI they fail. To trust the CA of
+`gateway certs`, as certs/README.md says it, takes `certutil` of Debian's `libnss3-tools`.
 """
 
 import contextlib
@@ -16,14 +17,17 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from end_to_end.kit import Gateway, Starter, head, route
+from end_to_end.kit import Gateway, Starter, head, route, run
 
 CHROMIUM = shutil.which("chromium")
+CERTUTIL = shutil.which("certutil")
+ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds; a browser on a busy machine takes its time
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -132,10 +136,26 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A Chromium with a fresh profile; it ends with the module."""
+def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what `gateway certs` makes."""
+    folder = tmp_path_factory.mktemp("certs")
+    done = run("certs", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory, certs: Path) -> Iterator[Browser]:
+    """A Chromium with a fresh profile, which trusts our CA if it can be told to; it ends with the
+    module."""
     assert CHROMIUM
     profile = tmp_path_factory.mktemp("chromium")
+    if CERTUTIL:
+        database = profile / ".pki" / "nssdb"
+        database.mkdir(parents=True)
+        for more in (["-N", "--empty-password"],
+                     ["-A", "-t", "C,,", "-n", "ours", "-i", str(certs / "ca.crt")]):
+            subprocess.run([CERTUTIL, "-d", f"sql:{database}", *more], check=True, timeout=PATIENCE)
     process = subprocess.Popen(
         [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
         stdin=subprocess.DEVNULL,
@@ -241,6 +261,33 @@ def test_binary_and_a_big_message_come_back(page: Page) -> None:
     page.wait_text("log", "100 echoes")
     assert page.text("received") == "102"
     assert page.complaints() == []
+
+
+@pytest.mark.skipif(CERTUTIL is None, reason="certutil is not installed")
+def test_the_demo_by_https(browser: Browser, start: Starter, certs: Path) -> None:
+    """routes/demo-tls.toml with the certificates of `gateway certs`: who comes by http is sent to
+    https, the page proposes wss, and the echo works, without a complaint of the browser's."""
+    table = (ROOT / "routes" / "demo-tls.toml").read_text().replace("../certs/", f"{certs}/")
+    assert table.count("127.0.0.1:8443") == table.count("127.0.0.1:8080") == 1
+    table = table.replace("127.0.0.1:8443", "127.0.0.1:0").replace("127.0.0.1:8080", "127.0.0.1:0")
+    gateway = start(table + '[gateway]\nengine = "{engine}"\nlog = "json"\nworkers = 1\n')
+    page = browser.open(f"https://localhost:{gateway.port}/")
+    assert page.run("isSecureContext")
+    assert page.run("document.getElementById('url').value") == (
+        f"wss://localhost:{gateway.port}/echo"
+    )
+    page.click("connect")
+    page.wait_text("state-text", "open")
+    page.fill("text", "by TLS")
+    page.click("send-text")
+    page.wait_text("log", "echo after")
+    page.click("send-big")
+    page.wait("document.getElementById('received').innerText === '2'")
+    page.click("close")
+    page.wait_text("state-text", "closed, 1000")
+    assert page.complaints() == []
+    record = gateway.record(route="echo")
+    assert (record["tls"], record["sni"], record["cause"]) == ("TLSv1.3", "localhost", "closed")
 
 
 def test_a_refused_upgrade_is_shown(browser: Browser, gateway: Gateway) -> None:

@@ -247,6 +247,29 @@ def test_subprotocols() -> None:
     assert winner(routes, "", "/") is None
 
 
+@pytest.mark.parametrize(("sni", "name"), [
+    ("a.example.com", "exact"), ("b.example.com", "wild"), ("x.b.example.com", "wild"),
+    ("example.com", "any"), ("", "any"),
+])
+def test_the_name_in_the_hello(sni: str, name: str) -> None:
+    """As a host: exact, or a wildcard for some labels; without TLS there is none."""
+    routes = [
+        route("exact", sni=("a.example.com", "other.example")),
+        route("wild", sni=("*.b.example.com", "b.example.com")),
+        route("any"),
+    ]
+    for order in (routes, routes[::-1]):
+        match = RouteTable(order).match("x", "/", "", NO_FIELDS, sni)
+        assert match is not None
+        assert match.route.name == name
+        lost = {one.route.name: one for one in RouteTable(order).explain_match(
+            "x", "/", "", NO_FIELDS, sni)}
+        assert lost[name].outcome is Outcome.WON
+        if name != "exact":
+            assert lost["exact"].outcome is Outcome.SNI
+            assert lost["exact"].detail == "it wants a.example.com or other.example"
+
+
 def test_more_further_matches_win_and_equals_keep_their_order() -> None:
     """Their number counts, not their kind."""
     routes = [
@@ -402,6 +425,19 @@ def test_an_origin_of_any_bytes_is_compared_and_nothing_else() -> None:
 def test_routes_that_can_never_be_reached(first: Route, second: Route, reachable: bool) -> None:
     """The later one, if the earlier matches all that it matches and is as specific."""
     assert unreachable([first, second]) == ([] if reachable else [(second, first)])
+
+
+@pytest.mark.parametrize(("first", "second", "reachable"), [
+    (route("a", sni=("x", "y")), route("b", sni=("y", "x")), False),
+    (route("a", sni=("x",)), route("b", sni=("y",)), True),
+    (route("a", sni=("x",)), route("b"), True),
+    (route("a"), route("b", sni=("x",)), True),
+])
+def test_routes_by_sni_that_can_never_be_reached(
+    first: Route, second: Route, reachable: bool
+) -> None:
+    """The same names are the same condition, in any order."""
+    assert (unreachable([first, second]) == []) is reachable
 
 
 def test_a_route_whose_hosts_are_covered_by_different_ones_is_unreachable() -> None:
