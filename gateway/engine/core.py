@@ -288,9 +288,16 @@ class SocketEngine(Securing):
         self.post(link, Closed(self.now(), link.number, None))
 
     def _lose(self, link: LinkState, fault: Fault, detail: str = "") -> None:
-        """The end that nobody ordered. What was received before it is delivered before it. (TLS
-        that fails has said an alert, which an RST might destroy.)"""
-        self.bury(link, abort=fault is not Fault.TLS)
+        """The end that nobody ordered. What was received before it is delivered before it.
+
+        TLS that failed has said an alert, which an RST might destroy; and an answer may be on its
+        way to who finished without close_notify. Neither is told one: what is said to it may be
+        cut as well.
+        """
+        in_order = fault in (Fault.TLS, Fault.TRUNCATED) and link.queue is None
+        if link.secured is not None:
+            link.secured.keep_silent()
+        self.bury(link, abort=not in_order)
         link.fault = fault
         self.post(link, Closed(self.now(), link.number, fault, detail))
 

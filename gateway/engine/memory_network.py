@@ -32,6 +32,7 @@ EPHEMERAL = 32768                  # the first port that is given out
 FIRST_FD = 3
 
 Behaviour = Callable[[FarEnd], None]
+FarMaker = Callable[["Network", int, Address], FarEnd]   # FarEnd, or a kind of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class _Upstream:
     silent: bool
     full_until: float
     delay: float
+    make: FarMaker
 
 
 class Network:
@@ -81,12 +83,14 @@ class Network:
         self._listeners.setdefault(target, []).append(listener)
         return cast(socket.socket, listener)
 
-    def connect_client(self, address: Address, client: Address | None = None) -> FarEnd:
+    def connect_client(
+        self, address: Address, client: Address | None = None, make: FarMaker = FarEnd
+    ) -> FarEnd:
         """A client connects to a listener; `refused` is set if there was never one."""
         family = family_of(address)
         if client is None:
             client = Address() if address.is_unix else Address(host=address.host, port=self.port())
-        far = FarEnd(self, family, client)
+        far = make(self, family, client)
         target = target_of(address)
         if target not in self._backlogs:
             far.refused = errno.ENOENT if address.is_unix else errno.ECONNREFUSED
@@ -110,12 +114,13 @@ class Network:
         silent: bool = False,
         full_until: float = 0.0,
         delay: float = 0.0,
+        make: FarMaker = FarEnd,
     ) -> None:
         """Who answers there: `behaviour(far)` begins a script; or the connect fails with an errno
         (`error`), gets no answer (`silent`), or, on a Unix path, finds the queue full for a time.
         The answer takes `delay` more."""
         assert behaviour or error or silent
-        upstream = _Upstream(behaviour, error, silent, full_until, delay)
+        upstream = _Upstream(behaviour, error, silent, full_until, delay, make)
         self._upstreams[target_of(address)] = upstream
 
     def inherited(self) -> tuple[socket.socket, FarEnd]:
@@ -237,7 +242,7 @@ class Network:
             if isinstance(target, str)
             else Address(host=target[0], port=target[1])
         )
-        far = FarEnd(self, sock.family, address)
+        far = upstream.make(self, sock.family, address)
         sock.established(far)
         assert upstream.behaviour is not None
         upstream.behaviour(far)

@@ -12,17 +12,22 @@ its own) and stays quick and repeatable. Laws:
 """
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gateway import servernames
+from gateway.engine.memory_wire import FarEnd
 from gateway.engine.secure import Facts, TlsFault
 from gateway.engine.tls_terms import OTHER_HOST, failed, plain_name, upstream_refused
-from gateway.events import KeyPair, PeerCertificate, TlsClient, TlsServer
+from gateway.events import Address, KeyPair, PeerCertificate, TlsClient, TlsServer
+
+if TYPE_CHECKING:
+    from gateway.engine.memory_network import FarMaker, Network
 
 HANDSHAKE, STREAM, ALERT = 0x16, 0x17, 0x15    # as TLS has them (RFC 8446 5.1)
 HEADER = 3
 RECORD_MAX = 16 * 1024
 CLOSE_NOTIFY = b"close_notify"
+_OPENED = memoryview(bytearray(64 * 1024))     # what far ends take out of records
 
 
 class SimMachine:
@@ -38,6 +43,11 @@ class SimMachine:
         self._facts = Facts()
         self._failure: TlsFault | None = None
         self._begun = False
+
+    @property
+    def has_answered(self) -> bool:
+        """A server's part of the handshake is done."""
+        return self._begun and isinstance(self._settings, TlsServer)
 
     def feed(self, sealed: bytes | memoryview) -> None:
         """See secure.Machine."""
@@ -201,6 +211,100 @@ class SimMachine:
             raise failed(content.decode("latin-1"), self._far)
         else:
             raise self._failed(failed("NO_RENEGOTIATION", self._far))
+
+
+class SecureFarEnd(FarEnd):
+    """A far end that speaks this TLS: what a test says and hears is clear text. `fault` is what it
+    found wrong, and `truncated` that a FIN came without close_notify."""
+
+    def __init__(
+        self, network: "Network", family: int, local: Address, settings: TlsServer | TlsClient
+    ):
+        super().__init__(network, family, local)
+        self.machine = SimMachine(settings)
+        self.is_secured = False
+        self.truncated = False
+        self._truncates = False
+        self.fault: TlsFault | None = None
+
+    @classmethod
+    def speaking(cls, settings: TlsServer | TlsClient) -> "FarMaker":
+        """For `Network`: far ends of these settings."""
+        return lambda network, family, local: cls(network, family, local, settings)
+
+    def ship(self, data: bytes) -> None:
+        """See End. Seals it."""
+        self.machine.seal(data)
+        self._ship_sealed()
+
+    def truncate(self) -> None:
+        """FIN behind what waits, and no close_notify."""
+        self._truncates = True
+        self.finish()
+
+    def close(self) -> None:
+        """See FarEnd. In the middle of a handshake nothing is waited for."""
+        if not self.is_secured:
+            self.unsent.clear()
+        super().close()
+
+    def changed(self) -> None:
+        """See End."""
+        if not (self.stalled or self.closed):
+            if self.inbox:
+                self._take_sealed()
+            if self.fin_received and self.is_secured and not self.machine.finished:
+                self.truncated = True
+        super().changed()
+        if self.machine.finished and not (self.finished or self.was_reset):
+            self.fin_received = True
+            super().changed()
+
+    def _take_sealed(self) -> None:
+        """What came, in place of what it was sealed in."""
+        assert self.peer is not None
+        self.machine.feed(bytes(self.inbox))
+        self.inbox.clear()
+        self.peer.room_grew()
+        try:
+            if not self.is_secured:
+                self._shake()
+            while self.is_secured and (count := self.machine.open_into(_OPENED)):
+                self.inbox += _OPENED[:count]
+        except TlsFault as fault:
+            self.fault = fault
+            self._ship_sealed()
+
+    def _shake(self) -> None:
+        self.is_secured = self.machine.shake()
+        self._ship_sealed()
+        if self.is_secured:
+            self._pump()
+
+    def _ship_sealed(self) -> None:
+        sealed = self.machine.take()
+        if sealed and not (self.dead or self.vanished or self.fin_sent):
+            super().ship(sealed)
+
+    def _pump(self) -> None:
+        if self.dead or self.vanished or self.peer is None:
+            return
+        if not self.is_secured:
+            # A server that has answered is to be told that the handshake is done, to end it well.
+            if self._finishing and not (self.unsent or self.fin_sent or self.machine.has_answered):
+                self.ship_fin()
+            elif self.fault is None:
+                self._shake()
+            return
+        while self.unsent and (room := self.room() - HEADER) > 0:
+            data = bytes(self.unsent[: min(room, RECORD_MAX)])
+            del self.unsent[: len(data)]
+            self.ship(data)
+        if self._finishing and not self.unsent and not self.fin_sent:
+            if not self._truncates:
+                self.machine.say_close()
+                self._ship_sealed()
+            self.ship_fin()
 
 
 def _certificate(names: tuple[str, ...], shown: str) -> PeerCertificate:

@@ -239,6 +239,10 @@ class SecureSocket:
             self._collect()
         self._push()
 
+    def keep_silent(self) -> None:
+        """Say no close_notify: the stream does not end here, it breaks off."""
+        self._said_close = True
+
     def hear_out(self) -> None:
         """Throw away what has come, so that closing destroys nothing that was said last."""
         with contextlib.suppress(OSError):

@@ -27,7 +27,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--base", type=int, help="the first seed; else a fresh one")
     add("--seed", type=int, help="one life again, told step by step")
     add("--relay", choices=sorted(lives.CASTS),
-        help="whose rules; else those in Python and the compiled ones by turns")
+        help="whose rules; else those in Python, the compiled ones, and over TLS, by turns")
     add("--hunt", metavar="NAME", choices=["all", *MUTANTS], help="how soon it is caught")
     add("--record", type=Path, metavar="FILE", help="write what the relays of the lives were told")
     return parser.parse_args(words)
@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> int:
         recorded.dump(scripts, arguments.record)
         print(f"{len(scripts)} scripts of {arguments.lives} lives from {base}")
         return 0
-    relays = [arguments.relay] if arguments.relay else lives.RELAYS
+    relays = [arguments.relay] if arguments.relay else [*lives.RELAYS, lives.TLS]
     return run(base, arguments.lives, relays)
 
 

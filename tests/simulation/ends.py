@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gateway.engine.memory import FarEnd, Network
+from gateway.engine.memory_tls import SecureFarEnd
 from simulation.codec import CLOSE, PING, Ear, Frame, frame, read_answers
 from simulation.heads import Greeting, Reception, accept_key, field_of
 from simulation.plans import NEVER, Act, Do, Plan, Say
@@ -46,6 +47,7 @@ class Actor:
         self.ear: Ear | None = None
         self.in_frame: list[tuple[float, float]] = []  # when it was inside a frame of its own
         self._acts: deque[Act] = deque(plan.acts)
+        self.truncates = isinstance(far, SecureFarEnd) and far.network.random.random() < 0.2
         self._busy = self._rough = False
         self._replies: deque[tuple[bytes, bool]] = deque()
         self._close_said = self._close_heard = self._leaving = False
@@ -175,7 +177,10 @@ class Actor:
             self.later(act.seconds, self._resume)
             return
         self.deeds.setdefault(act.deed, self.now)
-        if act.deed == "fin":
+        if act.deed == "fin" and self.truncates:
+            assert isinstance(self.far, SecureFarEnd)
+            self.far.truncate()
+        elif act.deed == "fin":
             self.far.finish()
         elif act.deed == "reset":
             self.far.reset()
@@ -260,6 +265,7 @@ class Client(Actor):
     def come(self) -> None:
         """Say the requests."""
         self.note(f"comes: {self.greeting.kind} to {self.greeting.path}")
+        self.far.send(b"")                          # where it speaks TLS, its hello
         self._greet(0)
 
     def _greet(self, at: int) -> None:

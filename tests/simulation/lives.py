@@ -14,7 +14,8 @@ from simulation.mutants import MUTANTS
 from simulation.watch import BrokenInvariantError
 from simulation.world import Cast, World
 
-CASTS = {"python": Cast(), **MUTANTS}
+TLS = "tls"                            # the rules in Python, and TLS on every link
+CASTS = {"python": Cast(), TLS: Cast(name=TLS, tls=True), **MUTANTS}
 RELAYS = ["python"]                    # the sound ones that are here
 if importlib.util.find_spec("gateway.engine.compiled") is None:
 

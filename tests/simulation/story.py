@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass
 from functools import cached_property
 
+from gateway.engine.memory_tls import SecureFarEnd
 from gateway.events import AccessRecord, Side
 from gateway.table import Route
 from simulation.codec import Judge, Verdict
@@ -92,6 +93,18 @@ class View:
         return min(self.deeds.get(deed, math.inf) for deed in deeds)
 
     @property
+    def truncates(self) -> bool:
+        """Its FIN comes without close_notify of the TLS that it speaks. On a Unix socket, which has
+        no RST, that is what a reset looks like."""
+        actor = self.actor
+        is_unix = actor.far.family == socket.AF_UNIX
+        has_tls = isinstance(actor.far, SecureFarEnd)
+        finishes = self.deeds.get("fin", math.inf) <= self.deeds.get("close", math.inf)
+        return (actor.truncates and finishes) or (
+            has_tls and is_unix and "reset" in self.deeds
+        )
+
+    @property
     def is_stalled_for_ever(self) -> bool:
         """It stopped reading, and never went on."""
         return any(math.isinf(end) for _, end in self.actor.stalls)
@@ -106,7 +119,7 @@ class View:
         """FIN behind a whole frame, and no Close."""
         sent = self.sent
         return (
-            "fin" in self.deeds and not sent.fault and sent.closed is None
+            "fin" in self.deeds and not self.truncates and not sent.fault and sent.closed is None
             and not self.in_a_frame
         )
 

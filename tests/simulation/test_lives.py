@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from gateway.errors import Blame, Handshake
 from gateway.events import AccessRecord
-from simulation.lives import CASTS, RELAYS, live, live_many
+from simulation.lives import CASTS, RELAYS, TLS, live, live_many
 from simulation.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = 125
 FIXED_BLOCKS = 12
 FRESH_BLOCKS = 4
+TLS_BLOCKS = 5
 FRESH_BASE = 1_000_000 if os.environ.get("CI") else random.SystemRandom().randrange(1 << 32)
 FAR = 4000                             # lives in which everything happens that can
 
@@ -44,6 +46,14 @@ def test_lives_never_lived_before(block: int) -> None:
     base = FRESH_BASE + block * BLOCK
     print(f"base {base}, {RELAYS[block % len(RELAYS)]}")
     check(base, RELAYS[block % len(RELAYS)])
+
+
+@pytest.mark.parametrize("block", range(TLS_BLOCKS))
+def test_lives_over_tls(block: int) -> None:
+    """On every link of both sides; the last block is lived anew in each run."""
+    base = block * BLOCK if block + 1 < TLS_BLOCKS else FRESH_BASE
+    print(f"base {base}, {TLS}")
+    check(base, TLS)
 
 
 def test_there_are_enough() -> None:
@@ -112,6 +122,17 @@ def test_the_dice_reach_everything() -> None:
                 if at < world.drain_at <= at + seconds:
                     left.discard(f"drain in {phase}")
                 at += seconds
+        if not left:
+            return
+    pytest.fail(f"in {FAR} lives there was never: {left}")
+
+
+def test_over_tls_streams_are_truncated_and_handshakes_fail() -> None:
+    """Both in some lives: from each side, and by who leaves in the middle."""
+    left = {(Blame.CLIENT, "truncated"), (Blame.UPSTREAM, "truncated"), Handshake.LEFT}
+    for seed in range(FAR):
+        for record in live(seed, TLS)[0].notes.records:
+            left -= {(record.blame, record.cause), record.handshake}
         if not left:
             return
     pytest.fail(f"in {FAR} lives there was never: {left}")

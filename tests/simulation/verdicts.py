@@ -14,7 +14,7 @@ from simulation.story import GRAIN, Story, View
 from simulation.watch import INSTANT, hold
 
 OWN_FAULT = {"framing": 1002, "text": 1007, "too big": 1009}
-LOST_LIKE = ("cut", "lost", "silent", "stalled", "unanswered", *OWN_FAULT)
+LOST_LIKE = ("cut", "truncated", "lost", "silent", "stalled", "unanswered", *OWN_FAULT)
 BY_ORDER = ("idle timeout", "session timeout", "drain", "killed")
 
 
@@ -56,8 +56,10 @@ def check_cause(story: Story) -> None:
     settled = story.settled + GRAIN
     bears_out = {
         "closed": lambda: offender.close_at <= settled,
-        "finished": lambda: offender.finished_at <= settled,
-        "cut": lambda: offender.finished_at <= settled and _is_cut(story, offender),
+        "finished": lambda: offender.finished_at <= settled and not offender.truncates,
+        "cut": lambda: offender.finished_at <= settled and _is_cut(story, offender)
+        and not offender.truncates,
+        "truncated": lambda: offender.finished_at <= settled and offender.truncates,
         "lost": lambda: offender.went_at <= settled or _is_closed_hard(offender),
         "silent": lambda: _is_silent(story, offender),
         "stalled": lambda: _is_stalled(story, offender),

@@ -138,6 +138,11 @@ class WatchedRelay:
         self._silent[side] = True
         self._tell("finished", side, now)
 
+    def truncated(self, side: Side, now: float) -> None:
+        """See Relay."""
+        self._silent[side] = True
+        self._tell("truncated", side, now)
+
     def lost(self, side: Side, detail: str, now: float) -> None:
         """See Relay."""
         self._silent[side] = True

@@ -4,7 +4,7 @@
     world.run()          # raises where the gateway does
     problems = judge(world)    # see oracle.py
 
-`Cast` says whose code plays: relays in Python or compiled, or broken ones.
+`Cast` says whose code plays: relays in Python or compiled, or broken ones; over TLS or not.
 """
 
 import errno
@@ -17,8 +17,19 @@ from gateway.control.listening import Bound
 from gateway.control.report import Report
 from gateway.control.worker import SessionMaker, Worker
 from gateway.engine.memory import FarEnd, Network, Weather
+from gateway.engine.memory_tls import SecureFarEnd
 from gateway.engine.relay_driver import RelayFactory
-from gateway.events import Accepted, AccessRecord, Address, Command, Event, Side
+from gateway.events import (
+    Accepted,
+    AccessRecord,
+    Address,
+    Command,
+    Event,
+    KeyPair,
+    Side,
+    TlsClient,
+    TlsServer,
+)
 from gateway.limits import Limits
 from gateway.protocol.desk import Desk
 from gateway.protocol.session import Session
@@ -37,6 +48,8 @@ DRAIN = 12.0                           # seconds of the drain
 AFTERWARDS = 200.0                     # seconds for the far ends to hear the end of it
 PAGE = b"<p>a page</p>" * 20
 HOSTS = ["192.0.2.1", "192.0.2.2", "2001:db8::1"]
+SERVER = TlsServer(certificates=(KeyPair(chain=b"of all", key=b"", names=("example.com",)),))
+CLIENT = TlsClient(server_name="example.com")
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,7 @@ class Cast:
     session: type[Session] = Session
     engine: type[WatchedEngine] = WatchedEngine
     name: str = "python"
+    tls: bool = False                  # on every link, both sides
 
 
 class SimWorker(Worker):
@@ -212,12 +226,15 @@ class World:
             address=LISTEN,
             head_timeout=dice.choice([2.0, 10.0]),
             keepalive_timeout=dice.choice([1.0, 60.0]),
+            secure=SERVER if self.cast.tls else None,
         )
         table = Table(
             gateway=GatewaySettings(drain=DRAIN),
             listeners=(listener,), routes=tuple(routes), upstreams=upstreams,
         )
         limit = 1000 if self.is_calm else dice.choice([1000] * 5 + [2])
+        if self.cast.tls:
+            limit = 1000                # who is above it is cut before a handshake: no session
         return Desk(
             table=table, routes=RouteTable(table.routes), pools=pools, limits=Limits(limit),
             random_bytes=random.Random(f"keys {self.seed}").randbytes, page=PAGE,
@@ -230,13 +247,17 @@ class World:
         dice = self.dice
         scheme = "tcp" if name.startswith("raw") else "ws"
         entries, resolved = [], []
+        secure = CLIENT if self.cast.tls else None
         for at in range(1 if self.is_calm else dice.choice([1, 1, 2, 3])):
             if name in ("ws2", "raw1") and at == 0:
                 path = f"/run/{name}.sock"
-                entry, address = EndpointEntry(url=path, unix=path), Address(path=path)
+                entry = EndpointEntry(url=path, unix=path, secure=secure)
+                address = Address(path=path)
             else:
                 host, port = f"10.0.0.{at + 1}", 9000 + int(name[-1]) + 10 * (scheme == "tcp")
-                entry = EndpointEntry(url=f"{host}:{port}", host=host, port=port)
+                entry = EndpointEntry(
+                    url=f"{host}:{port}", host=host, port=port, secure=secure
+                )
                 address = Address(host=host, port=port)
             entries.append(entry)
             resolved.append((entry, address))
@@ -255,12 +276,13 @@ class World:
         def come(far: FarEnd) -> None:
             self._upstream_came(name, far, raw=raw)
 
+        make = SecureFarEnd.speaking(SERVER) if self.cast.tls else FarEnd
         if chance < 0.82:
-            network.on_connect(address, come)
+            network.on_connect(address, come, make=make)
         elif chance < 0.86:
-            network.on_connect(address, come, delay=dice.choice([0.3, 4.0]))
+            network.on_connect(address, come, delay=dice.choice([0.3, 4.0]), make=make)
         elif chance < 0.90 and address.is_unix:
-            network.on_connect(address, come, full_until=dice.choice([0.5, 9.0]))
+            network.on_connect(address, come, full_until=dice.choice([0.5, 9.0]), make=make)
         elif chance < 0.95:
             network.on_connect(address, error=dice.choice(
                 [errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETUNREACH]
@@ -342,7 +364,9 @@ class World:
         route = dice.choice(["ws0", "ws0", "ws0", "ws1", "ws1", "ws2", "raw0", "raw0", "raw1",
                              "echo"])
         host = dice.choice(HOSTS)
-        far = self.network.connect_client(LISTEN, Address(host=host, port=self.network.port()))
+        make = SecureFarEnd.speaking(CLIENT) if self.cast.tls else FarEnd
+        address = Address(host=host, port=self.network.port())
+        far = self.network.connect_client(LISTEN, address, make)
         kinds = {"upgrade": 80, "plain": 8, "hostile": 6, "half": 6}
         kind = dice.choices(list(kinds), list(kinds.values()))[0]
         if self.is_calm:
