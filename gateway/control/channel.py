@@ -30,6 +30,8 @@ Laws of this file:
   supervisor run code.
 - End of file upward means that the worker has ended; downward that the supervisor has: the worker
   drains and ends. So no end may be inherited by anybody else.
+- A table that goes down has the keys of its certificates in it, and of its tickets. No line is ever
+  logged.
 - An answer stays below `ANSWER_MAX`, which is less than an engine queues for one link.
 """
 

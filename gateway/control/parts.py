@@ -64,3 +64,8 @@ PARTS = (RELAY, URING, OPENSSL)
 def relays() -> str:
     """How relays run here: "compiled", or "Python" with the way to learn more."""
     return "Python (gateway doctor says why)" if RELAY.why_missing() else "compiled"
+
+
+def tls() -> str:
+    """How TLS runs here, likewise."""
+    return "Python (gateway doctor says why)" if OPENSSL.why_missing() else "compiled"

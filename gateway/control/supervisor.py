@@ -27,13 +27,14 @@ from gateway.control.board import Board
 from gateway.control.channel import Message
 from gateway.control.choice import Choice
 from gateway.control.handle import WorkerHandle, WorkerState
-from gateway.control.parts import relays
+from gateway.control.parts import relays, tls
 from gateway.control.replacing import ReplaceFailed, Replacement
 from gateway.control.report import Report, Value
 from gateway.control.sockets import LISTENER, Handed, Sockets
 from gateway.control.spawning import Spawned, spawn
 from gateway.control.systemd import Notifier
 from gateway.control.terms import Terms
+from gateway.control.vault import has_tls
 from gateway.control.vigil import LOOK, Vigil
 from gateway.errors import EngineRefused, GatewayError, StartFailed
 from gateway.table import Table
@@ -323,6 +324,7 @@ class Supervisor:
             engine=self.setting.choice.engine,
             reason=self.setting.choice.reason,
             relays=relays(),
+            **({"tls": tls()} if has_tls(self.terms.table) else {}),
             listening=",".join(str(each.address) for each in self.terms.bound.values()),
             **self.attendant.addresses,
             routes=len(self.terms.table.routes),

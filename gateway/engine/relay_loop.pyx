@@ -376,7 +376,7 @@ cdef class RelayLoop(SealedCarriage):
             law(leg.queued + far.before == queued + piped + far.sending,
                 b"what is queued is counted")
         else:
-            law(leg.queued == far.clear, b"what is queued sealed is counted clear")
+            law(far.fault or leg.queued == far.clear, b"what is queued sealed is counted clear")
             law(not far.clear or queued > far.before, b"clear bytes stand for sealed ones")
         law((far.queue != NULL) == (queued > 0), b"an empty queue is freed")
         law(far.blocked or far.sending or far.fault or not (queued or piped),

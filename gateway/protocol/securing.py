@@ -10,6 +10,8 @@ Laws of this file:
 - A listener that redirects does nothing else: no route is looked for.
 """
 
+from sys import intern
+
 from gateway import events
 from gateway.errors import Blame, ClientError, Handshake
 from gateway.events import CLIENT, Command
@@ -35,7 +37,8 @@ class Securing(Life):
     def on_client_secured(self, event: events.Secured) -> None:
         """The handshake is done: a head may come."""
         self.secured = event
-        self.note(tls=event.version, sni=event.server_name)
+        # An idle WebSocket keeps its record, and shares of it what it can.
+        self.note(tls=intern(event.version), sni=intern(event.server_name))
         self.enter(HEAD)
         if self.desk.draining:
             self.await_request()

