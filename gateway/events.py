@@ -13,7 +13,7 @@ dataclass at run time is `object.__setattr__` for each field, which makes it fou
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeVar, dataclass_transform
 
 from gateway.errors import Blame, Fault
@@ -153,6 +153,9 @@ class LegCounts:
     cut: bool = False                    # this side was reset while bytes or a farewell waited
     pings_sent: int = 0                  # heartbeats of our own to this side
     round_trip: float | None = None      # seconds, of the last heartbeat that was answered
+
+
+NO_COUNTS: Final = (LegCounts(), LegCounts())    # where there was no relay
 
 
 # --- Events: engine to worker -----------------------------------------------------------------
@@ -316,9 +319,10 @@ class Finish(Command):
 
 @_word()
 class Close(Command):
-    """Close after what is queued."""
+    """Close after what is queued, and these last bytes."""
 
     side: Side
+    last: bytes = b""
 
 
 @_word()
@@ -366,7 +370,7 @@ class AccessRecord:
     blame: Blame | None = None
     detail: str = ""
     subprotocol: str = ""
-    counts: tuple[LegCounts, LegCounts] = field(default=(LegCounts(), LegCounts()))
+    counts: tuple[LegCounts, LegCounts] = NO_COUNTS
     started: float = 0.0                 # engine clock at accept, or at the exchange's first byte
     ended: float = 0.0
     phases: tuple[tuple[str, float], ...] = ()  # seconds in each phase, in order

@@ -218,13 +218,15 @@ class SocketEngine(Arrivals):
 
     # --- Links: how they go -----------------------------------------------------------------
 
-    def close(self, link: Link) -> None:
+    def close(self, link: Link, last: bytes = b"") -> None:
         """See contract.Engine.close."""
         state = self._living(link)
         if state is None:
             return
         state.forget_news()
         self._clear_timers(state)
+        if last and not self._say_last(state, last):
+            return
         if state.queue is None:
             self._end_close(state)
             return
@@ -232,6 +234,29 @@ class SocketEngine(Arrivals):
         state.reading = False
         state.timer = self.timers.add(self.now() + contract.CLOSE_LIMIT, state, _CLOSE)
         self.touch(state)
+
+    def _say_last(self, link: LinkState, data: bytes) -> bool:
+        """Send or queue what goes before the end; False if that was the end already."""
+        assert link.state is OPEN and not link.finishing
+        if link.fault is not None:
+            return True                             # nothing leaves any more
+        if link.queue is None:
+            if not link.blocked:
+                assert link.sock is not None
+                try:
+                    # It waits for the FIN, and both leave as one (tcp(7), on TCP_CORK).
+                    data = data[link.sock.send(data, socket.MSG_MORE) :]
+                except BlockingIOError:
+                    link.blocked = True
+                except OSError:
+                    self._end_close(link)
+                    return False
+                if not data:
+                    return True
+            link.queue = deque()
+        link.queue.append(data)
+        link.queued += len(data)
+        return True
 
     def reset(self, link: Link) -> None:
         """See contract.Engine.reset."""

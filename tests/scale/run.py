@@ -3,6 +3,9 @@
     with scene(Plan()) as run:
         figures = run.run(print)
 
+Before that some clients come to a route that is over its rate, at the pace at which the gateway was
+filled: what it costs to refuse one is beside what it costs to let one in.
+
 Two crowds: `stayers` hold their sessions all along, and some of them measure how long an echo
 takes; `storm` is cut at one instant, and then comes back within ten seconds. Each has an upstream
 of its own, so that what the gateway does to the one is seen, and not what its upstream does.
@@ -34,6 +37,7 @@ class Plan:
 
     stayers: int = 8000
     storm: int = 10_000
+    refused: int = 3000                  # who come to a route that is over its rate
     fill_rate: float = 1500.0            # handshakes a second while it is filled
     storm_seconds: float = 10.0
     probes: int = 200                    # sessions that measure
@@ -106,6 +110,7 @@ def scene(plan: Plan) -> Iterator["Scene"]:
             table += route(name, name, f'handshakes = "{plan.handshakes}"')
             table += f'[upstream.{name}]\nendpoints = ["{url}"]\n'
             table += 'source_addresses = ["127.0.0.2", "127.0.0.3"]\n'
+        table += route("shut", "storm", 'handshakes = "1/s"')
         folder = Path(at_end.enter_context(tempfile.TemporaryDirectory()))
         gateway = at_end.enter_context(launch(table, folder, engine=plan.engine))
         crowds = [CrowdProcess() for _ in range(2)]
@@ -140,6 +145,8 @@ class Scene:
             "least_descriptors": min(self._descriptors()),
         }
         say(f"held: {figures['held']}")
+        figures["refused"] = self._refuse(figures["held"]["cpu_us_each"])
+        say(f"refused: {figures['refused']}")
         probing = {"count": plan.probes, "every": plan.every}
         figures["before"] = self.stayers.do("probe", **probing, seconds=plan.before)
         say(f"echo before: {figures['before']}")
@@ -159,11 +166,21 @@ class Scene:
         figures["returned"] = self.storm.do("lost")
         return figures
 
-    def _come(self, path: str, count: int, rate: float) -> Figures:
+    def _refuse(self, opened_us: float) -> Figures:
+        """So many are told to come later; `opened_us` is what it took to let one in."""
+        cpu = self.gateway.cpu()
+        figures = self._come("/shut", self.plan.refused, self.plan.fill_rate, "knock")
+        each = (self.gateway.cpu() - cpu) / self.plan.refused * 1e6
+        self.storm.do("cut", count=int(figures["opened"]))       # who came in all the same
+        return figures | {
+            "cpu_us_each": round(each, 1), "of_a_handshake": round(each / opened_us, 3)
+        }
+
+    def _come(self, path: str, count: int, rate: float, order: str = "open") -> Figures:
         """So many open sessions, from two addresses."""
         crowd = self.stayers if path == "/stay" else self.storm
         return crowd.do(
-            "open", port=self.gateway.port, path=path, count=count, rate=rate,
+            order, port=self.gateway.port, path=path, count=count, rate=rate,
             sources=["127.0.0.4", "127.0.0.5"],
         )
 
