@@ -97,7 +97,7 @@ class Draining:
         if message["others"]:
             # They take who comes. Who is in the middle of a handshake here may finish it first.
             self._host.last_call()
-            self._accepting.leave()
+            self._accepting.leave(at, message.get("alone", ()))
             self._postponed = message | {"others": False}
             self._host.set_timer(_HANDSHAKES, at + LAST_HANDSHAKES)
             return
