@@ -55,6 +55,14 @@ class _LegView:
     def fate(self):
         return self._relay.look(self._side)[2]
 
+    @property
+    def finished(self):
+        return self._relay.look(self._side)[3]
+
+    @property
+    def gone(self):
+        return self._relay.look(self._side)[4]
+
     def counts(self):
         return self._relay.counts()[self._side]
 
@@ -107,7 +115,9 @@ cdef class CompiledRelay:
 
     def look(self, int side):
         cdef Leg *leg = &self._relay.legs[side]
-        return leg.queued, bool(leg.reading), Fate(leg.fate)
+        return (
+            leg.queued, bool(leg.reading), Fate(leg.fate), bool(leg.finished), bool(leg.gone)
+        )
 
     def counts(self):
         return counts_of(&self._relay, 0, NOT_SPLICED), counts_of(&self._relay, 1, NOT_SPLICED)
