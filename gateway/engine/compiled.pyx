@@ -37,7 +37,7 @@ from gateway.leg import NOT_SPLICED, Fate
 
 
 class _LegView:
-    """What a driver sees of a leg: the face of gateway.leg.Leg."""
+    """What a driver sees of a leg, and what it was told of it: the face of gateway.leg.Leg."""
 
     def __init__(self, relay, side):
         self._relay, self._side = relay, side
