@@ -147,24 +147,51 @@ class Scene:
         say(f"held: {figures['held']}")
         figures["refused"] = self._refuse(figures["held"]["cpu_us_each"])
         say(f"refused: {figures['refused']}")
-        probing = {"count": plan.probes, "every": plan.every}
-        figures["before"] = self.stayers.do("probe", **probing, seconds=plan.before)
+        with self._probing(plan.before) as figures["before"]:
+            pass
         say(f"echo before: {figures['before']}")
-        self.stayers.begin("probe", **probing, seconds=plan.cut_seconds)
-        self.storm.do("cut", count=plan.storm)
-        figures["cut"] = self.stayers.done()
+        with self._probing(plan.cut_seconds) as figures["cut"]:
+            self.storm.do("cut", count=plan.storm)
         say(f"echo while they are cut: {figures['cut']}")
-        self.stayers.begin("probe", **probing, seconds=max(plan.storm_seconds, plan.before))
-        cpu, begun = self.gateway.cpu(), time.monotonic()
-        figures["storm"] = self._come("/storm", plan.storm, plan.storm / plan.storm_seconds)
-        figures["storm"]["seconds"] = round(time.monotonic() - begun, 2)
-        figures["storm"]["cpu_seconds"] = round(self.gateway.cpu() - cpu, 2)
-        figures["during"] = self.stayers.done()
+        with self._probing(max(plan.storm_seconds, plan.before)) as figures["during"]:
+            figures["storm"] = self._return()
         say(f"storm: {figures['storm']}")
         say(f"echo during: {figures['during']}")
         figures["stayers"] = self.stayers.do("lost")
         figures["returned"] = self.storm.do("lost")
         return figures
+
+    @contextlib.contextmanager
+    def _probing(self, seconds: float) -> Iterator[Figures]:
+        """Measure echoes of those that stay for so long, beside what is done meanwhile. Tells, too,
+        how long the workers ran and how long they waited for a CPU that others had: where that
+        is much, the echoes tell of the machine and not of the gateway."""
+        figures: Figures = {}
+        before = self._scheduled()
+        self.stayers.begin(
+            "probe", count=self.plan.probes, every=self.plan.every, seconds=seconds
+        )
+        yield figures
+        figures |= self.stayers.done()
+        ran, waited = (now - then for now, then in zip(self._scheduled(), before, strict=True))
+        figures |= {"workers_ran_ms": ran, "workers_waited_ms": waited}
+
+    def _scheduled(self) -> tuple[int, int]:
+        """Milliseconds that all workers ran, and waited for a CPU (/proc/PID/schedstat)."""
+        read = [
+            Path(f"/proc/{pid}/schedstat").read_text().split() for pid in self.gateway.workers
+        ]
+        return sum(int(one[0]) for one in read) // 10**6, sum(int(one[1]) for one in read) // 10**6
+
+    def _return(self) -> Figures:
+        """All who were cut come back."""
+        plan = self.plan
+        cpu, begun = self.gateway.cpu(), time.monotonic()
+        figures = self._come("/storm", plan.storm, plan.storm / plan.storm_seconds)
+        return figures | {
+            "seconds": round(time.monotonic() - begun, 2),
+            "cpu_seconds": round(self.gateway.cpu() - cpu, 2),
+        }
 
     def _refuse(self, opened_us: float) -> Figures:
         """So many are told to come later; `opened_us` is what it took to let one in."""
