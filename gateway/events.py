@@ -156,6 +156,7 @@ class LegCounts:
     round_trip: float | None = None      # seconds, of the last heartbeat that was answered
 
 
+NO_COUNTS: Final = (LegCounts(), LegCounts())    # where there was no relay
 # --- TLS --------------------------------------------------------------------------------------
 
 
@@ -398,9 +399,10 @@ class Finish(Command):
 
 @_word()
 class Close(Command):
-    """Close after what is queued."""
+    """Close after what is queued, and these last bytes."""
 
     side: Side
+    last: bytes = b""
 
 
 @_word()
@@ -451,7 +453,7 @@ class AccessRecord:
     tls: str = ""                        # the version toward the client; "" without TLS
     sni: str = ""                        # the name in the client's hello
     handshake: Handshake | None = None   # why that of TLS with the client failed
-    counts: tuple[LegCounts, LegCounts] = field(default=(LegCounts(), LegCounts()))
+    counts: tuple[LegCounts, LegCounts] = NO_COUNTS
     started: float = 0.0                 # engine clock at accept, or at the exchange's first byte
     ended: float = 0.0
     phases: tuple[tuple[str, float], ...] = ()  # seconds in each phase, in order

@@ -43,6 +43,7 @@ class Governor:
     def __init__(self, elsewhere: Elsewhere | None = None) -> None:
         self._elsewhere = elsewhere
         self._due: dict[str, float] = {}
+        self._refusing_until = 0.0
         self._names_max = NAMES_MAX
 
     def turn(self, now: float, *rates: Rate) -> float | None:
@@ -50,15 +51,11 @@ class Governor:
 
         All rates are obeyed: the slowest decides, and one that refuses uses up no other's turn.
         """
+        if self.refuses(now, *rates):
+            return None
+        at = self._earliest(now, rates)
         workers = self._elsewhere.serving() if self._elsewhere is not None else 1
         spacing = {name: workers / rate for name, rate in rates if rate}
-        at = now
-        for name in spacing:
-            at = max(at, self._due.get(name, 0.0) - AHEAD)
-        if at - now > WAIT_MAX:
-            if self._elsewhere is not None:
-                self._elsewhere.turned_away()
-            return None
         for name, seconds in spacing.items():
             self._due[name] = max(self._due.get(name, 0.0), now) + seconds
         if len(self._due) > self._names_max:
@@ -66,4 +63,26 @@ class Governor:
             self._names_max = max(NAMES_MAX, 2 * len(self._due))
         if at > now and self._elsewhere is not None:
             self._elsewhere.delayed()
+        return at
+
+    def is_refusing(self, now: float) -> bool:
+        """Somebody was refused within the last second or so; who comes now may be, too."""
+        return now < self._refusing_until
+
+    def refuses(self, now: float, *rates: Rate) -> bool:
+        """Whether `turn` would give none. Then it is counted as if that had been asked."""
+        at = self._earliest(now, rates)
+        if at - now <= WAIT_MAX:
+            return False
+        self._refusing_until = max(self._refusing_until, at)
+        if self._elsewhere is not None:
+            self._elsewhere.turned_away()
+        return True
+
+    def _earliest(self, now: float, rates: tuple[Rate, ...]) -> float:
+        """When the slowest of them has a turn to give."""
+        at = now
+        for name, rate in rates:
+            if rate:
+                at = max(at, self._due.get(name, 0.0) - AHEAD)
         return at

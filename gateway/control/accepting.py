@@ -7,7 +7,7 @@ nobody waits there any more.
 Laws of this file:
 
 - A crowd without end keeps no listener open: `LAST_ACCEPTS` seconds are the most.
-- Where others go on accepting from the same sockets nobody is waited for: who waits is theirs.
+- Where others go on accepting from the same socket nobody is waited for: who waits is theirs.
 - Whoever has another listener go is told when it is closed, also where the end comes between.
 """
 
@@ -102,15 +102,20 @@ class Accepting:
         else:
             self._close()
 
-    def leave(self) -> None:
-        """Accept nobody more from those that stay: who waits is for others, if there are any."""
+    def leave(self, at: float, alone: Collection[int] = ()) -> None:
+        """Accept nobody more: who waits is for others. Those by these numbers nobody else has, so
+        that who waits there is accepted."""
         self._over = True
-        self._unlisten(self._open.values())
+        self._going.update(link for number, link in self._open.items() if number in alone)
+        self._unlisten([link for number, link in self._open.items() if number not in alone])
         self._open.clear()
+        self.closed(at, lambda: None)
 
     def end(self) -> None:
         """Accept nobody more at all."""
-        self.leave()
+        self._over = True
+        self._unlisten(self._open.values())
+        self._open.clear()
         self._engine.clear_timer(self.own, LOOK)
         self._close()
 

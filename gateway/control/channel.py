@@ -11,8 +11,9 @@ Down:
      "listeners": [{"index": n, "address": packed}, ...]}
                                 the first line, answered by "serving" or "refused"; the listeners
                                 are in the order of the table's, under numbers that no other has
-    {"do": "drain", "seconds": s, "cause": why, "others": bool}
-                                "others" go on accepting from the listening sockets
+    {"do": "drain", "seconds": s, "cause": why, "others": bool, "alone": [n, ...]}
+                                "others" go on accepting from the listening sockets, but for those
+                                of these numbers, if there are any
     {"do": "kill", "why": why}  tell the sessions, and cut them
     {"do": ..., "id": n, ...}   what is answered, by a line with the same id
 

@@ -27,6 +27,7 @@ from gateway.protocol.desk import Desk
 from gateway.protocol.session import Session
 
 LAST_HANDSHAKES = 1.0         # seconds for those under way before a drain in which others accept
+FAREWELLS_AT_ONCE = 64        # where there is no time to spread them: the others' bytes move on
 CUT_LIMIT = 1.0               # seconds that links may take to close once all sessions are cut
 
 # Names of timers, of the worker's own link.
@@ -96,7 +97,7 @@ class Draining:
         if message["others"]:
             # They take who comes. Who is in the middle of a handshake here may finish it first.
             self._host.last_call()
-            self._accepting.leave()
+            self._accepting.leave(at, message.get("alone", ()))
             self._postponed = message | {"others": False}
             self._host.set_timer(_HANDSHAKES, at + LAST_HANDSHAKES)
             return
@@ -181,8 +182,11 @@ class Draining:
         self.has_begun = self._desk.draining = True
 
     def _say_farewells(self, at: float) -> None:
-        """Tell those whose time has come; those that ended meanwhile need no farewell."""
-        while self._farewells and self._farewells[0][0] <= at:
+        """Tell those whose time has come, a turn's worth; those that ended meanwhile need no
+        farewell."""
+        for _ in range(FAREWELLS_AT_ONCE):
+            if not self._farewells or self._farewells[0][0] > at:
+                break
             _, party = self._farewells.popleft()
             session = self._sessions.get(party)
             if session is not None:

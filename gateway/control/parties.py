@@ -4,13 +4,14 @@ Must never: decide anything, or call the engine.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gateway import events
 from gateway.control.counters import NOTHING_MOVED
 from gateway.errors import Fault
 from gateway.events import Command, Event, Link, RelayRules, Side
 from gateway.protocol.echo import EchoEndpoint
+from gateway.table import Listener
 
 
 class Machine(Protocol):
@@ -54,6 +55,14 @@ class Party:
         self.upstream: Link | None = None
         self.rules: RelayRules | None = None  # of its relay
         self.unpaired: Fault | None = None  # why a pair could not be made; told in the next batch
+
+
+class Comer(NamedTuple):
+    """A client that was accepted."""
+
+    name: str
+    accepted: events.Accepted
+    listener: Listener
 
 
 @dataclass(slots=True)

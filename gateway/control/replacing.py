@@ -29,6 +29,7 @@ from gateway.control.channel import pack_address
 from gateway.control.sockets import READY, VARIABLE, Handed
 from gateway.errors import GatewayError
 
+ANSWER_MAX = 64 * 1024        # bytes; what a pipe takes at once
 START_LIMIT = 60.0            # seconds for the new program to serve: names may be slow to resolve
 
 _NOT_INHERITED = (VARIABLE, "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -87,8 +88,9 @@ class Replacement:
             os.close(says)
         return self._process.pid
 
-    async def serving(self, seconds: float = START_LIMIT) -> None:
-        """Wait until it serves. Raises `ReplaceFailed`, after which nothing of it is left."""
+    async def serving(self, seconds: float = START_LIMIT) -> set[int]:
+        """Wait until it serves; the descriptors that it has no use for. Raises `ReplaceFailed`,
+        after which nothing of it is left."""
         assert self._process is not None
         loop = asyncio.get_running_loop()
         said: asyncio.Future[bytes] = loop.create_future()
@@ -103,15 +105,16 @@ class Replacement:
             os.close(self._hears)
             # Nobody waits for a child that lives on; one that fails must not stay a zombie.
             threading.Thread(target=self._process.wait, daemon=True, name="successor").start()
-        if answer != READY:
+        if not answer.startswith(READY):
             code = await self._code()
             raise ReplaceFailed(
                 f"the new program ended before it served ({code}); what it said stands above"
             )
+        return set(json.loads(answer.removeprefix(READY) or b"[]"))  # an older one says no more
 
     def _read(self, said: asyncio.Future[bytes]) -> None:
         if not said.done():
-            said.set_result(os.read(self._hears, len(READY)))
+            said.set_result(os.read(self._hears, ANSWER_MAX))
 
     async def _code(self) -> str:
         """How it ended: it has closed its end of the pipe, and will soon."""

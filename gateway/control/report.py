@@ -55,10 +55,10 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from gateway.control.fitting import MARK, begin, fitted
-from gateway.events import AccessRecord, LegCounts
+from gateway.events import NO_COUNTS, AccessRecord, LegCounts
 
 QUEUE_MAX = 256 * 1024        # bytes of lines that wait for one stream
 CHUNK_MAX = select.PIPE_BUF   # 4,096 on Linux: written whole or not at all
@@ -330,7 +330,7 @@ def _carried(one: LegCounts, other: LegCounts) -> str:
 
 
 def access_fields(record: AccessRecord, *, log_query: bool) -> dict[str, Value]:
-    """An access record under its documented keys, in their order."""
+    """An access record under its documented keys, in their order, but for `_legs`."""
     phases: dict[str, Value] = {}
     for phase, seconds in record.phases:
         before = phases.get(phase, 0.0)
@@ -362,19 +362,28 @@ def access_fields(record: AccessRecord, *, log_query: bool) -> dict[str, Value]:
         "duration_ms": _milliseconds(record.ended - record.started),
         "phases_ms": phases,
         "carried": _carried(*record.counts),
-        "from_client": _leg(record.counts[0]),
-        "from_upstream": _leg(record.counts[1]),
     }
     return fields
+
+
+def _legs(counts: tuple[LegCounts, LegCounts]) -> dict[str, Value]:
+    """What stands last in an access record."""
+    return {"from_client": _leg(counts[0]), "from_upstream": _leg(counts[1])}
 
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes it anew
 
 
-def _json_line(time_text: str, kind: str, fields: Mapping[str, Value]) -> bytes:
+# Most records of a storm are of requests without a relay, and half of such a line is this.
+_NO_LEGS = "," + _to_json(_legs(NO_COUNTS))[1:]
+
+
+def _json_line(
+    time_text: str, kind: str, fields: Mapping[str, Value], behind: str = "}"
+) -> bytes:
     """One object, ASCII, so that no reader can stumble over an encoding or a line separator."""
     text = _to_json({"type": kind, "time": time_text, **fields})
-    return text.encode("ascii") + b"\n"
+    return f"{text[:-1]}{behind}\n".encode("ascii")
 
 
 def _json_width(character: str) -> int:
@@ -472,7 +481,11 @@ class Report:
         """One session or exchange is over."""
         self.said = True
         fields = access_fields(record, log_query=self._log_query)
-        self._output.put(self._line("access", fields))
+        if record.counts is not NO_COUNTS:
+            line = self._line("access", fields | _legs(record.counts))
+        else:                                # a text line has no counters at zero
+            line = self._line("access", fields, _NO_LEGS)
+        self._output.put(line)
 
     def info(self, message: str, **fields: Value) -> None:
         """Something an operator likes to know."""
@@ -501,9 +514,11 @@ class Report:
             mark = "" if said == text else MARK
             stream.put(self._line(f"{level} {escaped(said)}{mark}", fields))
 
-    def _line(self, kind: str, fields: Mapping[str, Value]) -> bytes:
-        """A line, which fits into one write."""
-        write, now = _json_line if self.style == "json" else _text_line, self._now()
+    def _line(self, kind: str, fields: Mapping[str, Value], behind: str = "}") -> bytes:
+        """A line, which fits into one write; `behind` ends the object where it is one."""
+        write, now = _text_line, self._now()
+        if self.style == "json":
+            write = partial(_json_line, behind=behind)
         line = write(now, kind, fields)
         over = len(line) - LINE_MAX
         if over <= 0:

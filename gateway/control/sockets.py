@@ -26,7 +26,7 @@ from gateway.events import Address
 from gateway.table import Listener
 
 VARIABLE = "GATEWAY_REPLACES"  # what a predecessor tells us, in our environment
-READY = b"ready\n"
+READY = b"ready\n"             # and behind it, as JSON, the descriptors that we do not want
 LISTENER = "listener"          # the role of what clients connect to; others have their own names
 
 
@@ -125,11 +125,12 @@ class Sockets:
         if not self.has_predecessor:
             return
         self._files.clear()
+        given_up = json.dumps([each.bound.socket.fileno() for each in self._handed])
         for each in self._handed:
             each.bound.abandon()
         self._handed.clear()
         with contextlib.suppress(OSError):       # it is gone already
-            os.write(self._ready, READY)
+            os.write(self._ready, READY + given_up.encode("ascii"))
         os.close(self._ready)
         self._ready = -1
 

@@ -16,7 +16,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -453,7 +453,7 @@ class Supervisor:
                 [*ours, *self.attendant.handed], self.board.memory.fd
             )
             self.say(self.report.info, "a new program is started, to replace this one", child=pid)
-            await replacement.serving()
+            given_up = await replacement.serving()
         except ReplaceFailed as error:
             self._replacement = None
             if self.phase is Phase.SERVING:
@@ -465,7 +465,10 @@ class Supervisor:
         self.sockets.given_away = True
         self.notifier.succeeded_by(pid)
         self.say(self.report.info, "the new program serves; this one drains", child=pid)
-        self._drain("replaced")
+        self._drain("replaced", [
+            number for number, each in self.terms.bound.items()
+            if each.socket.fileno() in given_up
+        ])
 
     # --- The end ----------------------------------------------------------------------------
 
@@ -517,12 +520,14 @@ class Supervisor:
                  cause=cause, seconds=delay)
         self._later(delay, self._drain, cause)
 
-    def _drain(self, cause: str) -> None:
+    def _drain(self, cause: str, alone: Collection[int] = ()) -> None:
+        """Begin; `alone` are listeners that a successor has no use for."""
         if self.phase is Phase.ENDING:
             return
         seconds = self.terms.table.gateway.drain
         others = self.sockets.given_away
-        message: Message = {"do": "drain", "seconds": seconds, "cause": cause, "others": others}
+        message: Message = {"do": "drain", "seconds": seconds, "cause": cause, "others": others,
+                            "alone": list(alone)}
         self._end(message, seconds + GRACE)
 
     def cut(self, cause: str) -> None:

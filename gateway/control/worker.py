@@ -28,23 +28,25 @@ from gateway import events
 from gateway.control.accepting import LOOK, Accepting, Told
 from gateway.control.attending import Attending
 from gateway.control.channel import Message
-from gateway.control.counters import Counters
+from gateway.control.counters import NOTHING_MOVED, Counters, Moved
 from gateway.control.draining import Draining
 from gateway.control.listening import Bound
 from gateway.control.orders import Orders
-from gateway.control.parties import Counts, Echo, Party
+from gateway.control.parties import Comer, Counts, Echo, Party
 from gateway.control.pulse import Pulse
 from gateway.control.report import Report
 from gateway.control.shared import Cell
 from gateway.control.trouble import Trouble
 from gateway.engine.contract import Engine
 from gateway.errors import Fault, fault_of
-from gateway.events import CLIENT, UPSTREAM, Accepted, Command, Event, Link, Side
+from gateway.events import CLIENT, UPSTREAM, Accepted, AccessRecord, Command, Event, Link, Side
 from gateway.protocol.desk import Desk
+from gateway.protocol.door import turn_away
 from gateway.protocol.session import Session
 from gateway.table import Listener
 
 FLUSH_RETRY = 0.1             # seconds until a slow reader of the log is tried again
+FLUSH_EVERY = 0.005           # seconds: a write for each of many records is dear in a storm
 
 # Names of timers that are the worker's own. Sessions use words without a space.
 _PAIRED = "pair connected"
@@ -62,7 +64,7 @@ _VERBS: dict[type[Command], Callable[[Engine, Link, Any], None]] = {
         link, command.settings, command.received
     ),
     events.Finish: lambda engine, link, _: engine.finish(link),
-    events.Close: lambda engine, link, _: engine.close(link),
+    events.Close: lambda engine, link, command: engine.close(link, command.last),
 }
 
 SessionMaker = Callable[..., Session]   # with the keywords of Session.__init__
@@ -100,9 +102,11 @@ class Worker:
         self._clients: dict[Link, Party] = {}    # by the client's link; echo endpoints, too
         self._upstreams: dict[Link, Party] = {}
         self._sessions: dict[Party, Session] = {}
+        self._at_door: dict[Link, Comer] = {}    # those of whom no session is made yet
         self._name = base64.b32encode(secrets.token_bytes(5)).decode().lower()
         self._stopped = False
         self._flushing = False          # the timer for the log is set
+        self._flushed_at = -FLUSH_EVERY
         self._trouble = Trouble(report)
         self._said_before: Iterable[Message] = ()  # that it began
         self._own: Link = -1            # for the worker's timers; the channel may be lost
@@ -179,7 +183,7 @@ class Worker:
             self._trouble.endpoints(self._engine.now(), self._desk.news)
         if self._draining.has_begun and not self._sessions and not self._accepting.is_open:
             self.stop()
-        if self._report.said:
+        if self._report.said and not self._flushing:
             self._flush()
 
     def _deliver_one(self, event: Event) -> None:
@@ -190,6 +194,8 @@ class Worker:
         party = self._upstreams.get(event.link)
         if party is not None:
             self._upstream_event(party, event)
+        elif event.link in self._at_door:
+            self._on_door(event)
         elif event.link == self.orders.link:
             self.orders.handle(event)
         elif event.link == self._own:
@@ -311,15 +317,46 @@ class Worker:
             return
         if self._pulse is not None:
             self._pulse.look(event.at)
-        name = f"{self._name}-{self.counts.accepted}"
+        comer = Comer(f"{self._name}-{self.counts.accepted}", event, listener)
+        is_refusing = self._desk.governor.is_refusing(event.at)
+        if is_refusing and listener.secure is None and not self._draining.has_begun:
+            self._at_door[event.link] = comer
+            self._engine.read(event.link)
+            self._engine.set_timer(
+                event.link, "head", event.at + comer.listener.head_timeout
+            )
+        else:
+            self._let_in(comer)
+
+    def _let_in(self, comer: Comer) -> Party:
+        """Make a session."""
+        event = comer.accepted
         session = self._make_session(
-            number=name, accepted=event, listener=listener, desk=self._desk
+            number=comer.name, accepted=event, listener=comer.listener, desk=self._desk
         )
-        party = Party(session, event.link, name)
+        party = Party(session, event.link, comer.name)
         self._clients[event.link] = party
         self._sessions[party] = session
         self.tell(party, lambda _: session.start(), event.at)
         self._draining.admitted(party, event.at)
+        return party
+
+    def _on_door(self, event: Event) -> None:
+        """Something of one who stands at the door: it is turned away, or let in with it."""
+        comer = self._at_door.pop(event.link)
+        if isinstance(event, events.Received):
+            answer = turn_away(
+                self._desk, comer.listener, comer.accepted, comer.name, event.data, event.at
+            )
+            if answer is not None:
+                close, record = answer
+                self._engine.close(event.link, close.last)
+                self._desk.limits.closed()
+                self._write(record.record)
+                return
+        party = self._let_in(comer)
+        if event.link in self._clients:
+            self._client_event(party, event)
 
     # --- Ends -------------------------------------------------------------------------------
 
@@ -330,6 +367,7 @@ class Worker:
             self.orders.obey(self._said_before, event.at)
         elif event.name == _FLUSH:
             self._flushing = False
+            self._flush()
         elif event.name == LOOK:
             self._accepting.look(event.at)
         else:
@@ -353,6 +391,8 @@ class Worker:
         """Others reckon with us no more."""
         if self._pulse is not None:
             self._pulse.stop()
+        while self._at_door:
+            self._let_in(self._at_door.popitem()[1])
 
     def _share(self, cell: Cell) -> None:
         """One more of these, for all to see."""
@@ -372,11 +412,17 @@ class Worker:
             self._engine.stop()
 
     def _flush(self) -> None:
-        """Put out what was said; where a reader is slow, come back soon."""
-        self._report.flush()
-        if self._report.waiting and not self._flushing and not self._stopped:
+        """Put out what was said: at once, or with what else is said so soon after the last time.
+        Where a reader is slow, come back."""
+        now = self._engine.now()
+        again = self._flushed_at + FLUSH_EVERY
+        if now >= again or self._stopped:
+            self._report.flush()
+            self._flushed_at = now
+            again = now + FLUSH_RETRY
+        if self._report.waiting and not self._stopped:
             self._flushing = True
-            self._engine.set_timer(self._own, _FLUSH, self._engine.now() + FLUSH_RETRY)
+            self._engine.set_timer(self._own, _FLUSH, again)
 
     # --- Commands ---------------------------------------------------------------------------
 
@@ -468,6 +514,10 @@ class Worker:
 
     def _record(self, party: Party, command: events.Record) -> None:
         self._draining.recorded(command.record)
+        self._write(command.record, party.counted)
+
+    def _write(self, record: AccessRecord, counted: Moved = NOTHING_MOVED) -> None:
+        """`counted` is what of its relay is in the counters already."""
         if self._counters is not None:
-            self._counters.record(command.record, party.counted)
-        self._report.access(command.record)
+            self._counters.record(record, counted)
+        self._report.access(record)

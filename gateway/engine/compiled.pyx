@@ -38,7 +38,7 @@ from gateway.leg import NOT_SPLICED, Fate
 
 
 class _LegView:
-    """What a driver sees of a leg: the face of gateway.leg.Leg."""
+    """What a driver sees of a leg, and what it was told of it: the face of gateway.leg.Leg."""
 
     def __init__(self, relay, side):
         self._relay, self._side = relay, side
@@ -55,6 +55,14 @@ class _LegView:
     @property
     def fate(self):
         return self._relay.look(self._side)[2]
+
+    @property
+    def finished(self):
+        return self._relay.look(self._side)[3]
+
+    @property
+    def gone(self):
+        return self._relay.look(self._side)[4]
 
     def counts(self):
         return self._relay.counts()[self._side]
@@ -108,7 +116,9 @@ cdef class CompiledRelay:
 
     def look(self, int side):
         cdef Leg *leg = &self._relay.legs[side]
-        return leg.queued, bool(leg.reading), Fate(leg.fate)
+        return (
+            leg.queued, bool(leg.reading), Fate(leg.fate), bool(leg.finished), bool(leg.gone)
+        )
 
     def counts(self):
         return counts_of(&self._relay, 0, NOT_SPLICED), counts_of(&self._relay, 1, NOT_SPLICED)

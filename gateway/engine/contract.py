@@ -162,8 +162,10 @@ class Engine(Protocol):
     def finish(self, link: Link) -> None:
         """Half-close (FIN) after what is queued. Nothing may be sent afterwards."""
 
-    def close(self, link: Link) -> None:
-        """Close after what is queued; nothing more is delivered. Answered by `Closed(None)`."""
+    def close(self, link: Link, last: bytes = b"") -> None:
+        """Close after what is queued, and these last bytes, which leave together with the FIN;
+        nothing more is delivered. Answered by `Closed(None)`. What still comes is answered with
+        RST, which may destroy what was said last: for that see `finish`."""
 
     def reset(self, link: Link) -> None:
         """Close at once, as RST where the family has it. Answered by `Closed(None)`. A relay of

@@ -237,13 +237,15 @@ class SocketEngine(Securing):
 
     # --- Links: how they go -----------------------------------------------------------------
 
-    def close(self, link: Link) -> None:
+    def close(self, link: Link, last: bytes = b"") -> None:
         """See contract.Engine.close."""
         state = self._living(link)
         if state is None:
             return
         state.forget_news()
         self._clear_timers(state)
+        if last and not self._say_last(state, last):
+            return
         if self._all_is_out(state):
             self._end_close(state)
             return
@@ -266,6 +268,31 @@ class SocketEngine(Securing):
             link.blocked = True
             self.touch(link)
         return not link.secured.unsent
+
+    def _say_last(self, link: LinkState, data: bytes) -> bool:
+        """Send or queue what goes before the end; False if that was the end already."""
+        assert link.state is OPEN and not link.finishing
+        if link.fault is not None:
+            return True                             # nothing leaves any more
+        if link.queue is None:
+            if not link.blocked:
+                assert link.sock is not None
+                try:
+                    # It waits for the FIN, and both leave as one (tcp(7), on TCP_CORK); but in TLS
+                    # there is a record between them.
+                    flags = () if link.secured is not None else (socket.MSG_MORE,)
+                    data = data[link.sock.send(data, *flags) :]
+                except BlockingIOError:
+                    link.blocked = True
+                except OSError:
+                    self._end_close(link)
+                    return False
+                if not data:
+                    return True
+            link.queue = deque()
+        link.queue.append(data)
+        link.queued += len(data)
+        return True
 
     def reset(self, link: Link) -> None:
         """See contract.Engine.reset."""

@@ -100,7 +100,7 @@ class SimSocket(End):
             return 0
         raise BlockingIOError(errno.EAGAIN, "no bytes")
 
-    def send(self, data: bytes | memoryview) -> int:
+    def send(self, data: bytes | memoryview, _flags: int = 0) -> int:
         """Take as much as fits, or less."""
         return self.sendmsg([data])
 

@@ -84,13 +84,16 @@ class RelayDriver:
             for data in (early, *undelivered(link)):
                 if data:
                     self.relay.received(side, data, now)
-        self._pump_legs()
-        for side, link, leg in zip(Side, self._links, self.relay.legs, strict=True):
-            if link.finished and not (leg.finished or leg.gone):
+        finished, lost = zip(*((link.finished, link.fault) for link in self._links), strict=True)
+        for side in Side:
+            while lost[side] is None and self._pump_leg(side):
+                pass
+        for side, link in zip(Side, self._links, strict=True):
+            if finished[side] and link.sock is not None:      # else its sends have just failed
                 self.relay.finished(side, now)
-        for side, link, leg in zip(Side, self._links, self.relay.legs, strict=True):
-            if link.fault is not None and not leg.gone:
-                self._lost(side, link.fault, "the link was lost before the relay began")
+        for side in Side:
+            if lost[side] is not None:
+                self._lost(side, lost[side], "the link was lost before the relay began")
         self._pump()
 
     # --- What the engine asks ----------------------------------------------------------------
@@ -198,8 +201,11 @@ class RelayDriver:
             link.fault = Fault.TRUNCATED
 
     def _pump(self) -> None:
-        """Do all that the legs ask for, and see what is due when."""
-        self._pump_legs()
+        """Do all that the legs ask for, until they ask for nothing more."""
+        while any([self._pump_leg(Side.CLIENT), self._pump_leg(Side.UPSTREAM)]) or (
+            self._open_pending(Side.CLIENT) or self._open_pending(Side.UPSTREAM)
+        ):
+            pass
         if self.relay.over:
             self._finish()
             return
@@ -211,13 +217,6 @@ class RelayDriver:
             self._cancel_timer()
         if self._timer is None and deadline < math.inf:
             self._timer = self._engine.add_timer(deadline, self)
-
-    def _pump_legs(self) -> None:
-        """Do what the legs ask for, until they ask for nothing more."""
-        while any([self._pump_leg(Side.CLIENT), self._pump_leg(Side.UPSTREAM)]) or (
-            self._open_pending(Side.CLIENT) or self._open_pending(Side.UPSTREAM)
-        ):
-            pass
 
     def _pump_leg(self, side: Side) -> bool:
         """Send and end as this leg asks; True if the rules were told something by it."""

@@ -45,6 +45,7 @@ cdef class RelayLoop(SealedCarriage):
     cdef object _fault_of(self, Slot *slot, int side)
     cdef tuple _counts(self, Slot *slot)
     cdef void _check(self, Slot *slot, int side) noexcept nogil
+    cdef void _check_close(self, Slot *slot, int side) noexcept nogil
     cdef void _finish(self, uint32_t index) noexcept nogil
     cdef void _pump(self, uint32_t index) noexcept nogil
     cdef void _watch(self, uint32_t index, int side) noexcept nogil

@@ -384,6 +384,16 @@ cdef class RelayLoop(SealedCarriage):
         law(far.ahead <= queued, b"what goes ahead is in the queue")
         law(far.tail_size == 0 or far.tail != NULL, b"a tail has its buffer")
 
+    cdef void _check_close(self, Slot *slot, int side) noexcept nogil:
+        """The law of a close; for a debug build. With bytes unread it would be an RST, which may
+        destroy the farewell on its way (RFC 6455 7.1.1): nothing is unread behind FIN, and who
+        has sent none has had its time."""
+        cdef Leg *leg = &slot.relay.legs[side]
+        cdef double since = max(leg.taken_at, slot.relay.since)
+        law(leg.finished or self.now >= slot.relay.limit_at
+            or self.now >= since + self._terms(slot).close_timeout,
+            b"a side is closed when it has finished, or when its time is over")
+
     cdef bint _pump_leg(self, Slot *slot, int side) noexcept nogil:
         """Send and end as this leg asks; True if the rules were told something by it."""
         cdef Far *far = &slot.far[side]
@@ -412,6 +422,8 @@ cdef class RelayLoop(SealedCarriage):
             return True
         if far.queue == NULL and not far.sending and not self._pipe_before(slot, side):
             if leg.fate == CLOSE:
+                if DEBUG:
+                    self._check_close(slot, side)
                 self._close_far(slot, side, False)
             elif leg.fate == FINISH and not far.shut:
                 if not self.notify(slot, side):

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from gateway.events import Address, RelayRules
-from gateway.governor import Governor
+from gateway.governor import Governor, Rate
 from gateway.limits import Limits
 from gateway.protocol.http1 import Request
 from gateway.routing import Match, RouteTable, normalise_path
-from gateway.table import Route, Table
+from gateway.table import Listener, Route, Table
 from gateway.upstreams import News, Pool
 
 
@@ -28,19 +28,40 @@ class Desk:
     news: list[News] = field(default_factory=list)  # of all pools; who reads it empties it
     _rules: dict[tuple[int, bool, bool], tuple[Route, RelayRules]] = field(default_factory=dict)
     _rules_of: Table | None = None           # the table that they were made for
+    _rates: dict[tuple[int, int], tuple[Listener, Route, tuple[Rate, ...]]] = field(
+        default_factory=dict
+    )
 
     def rules_of(self, route: Route, *, raw: bool, deflate: bool) -> RelayRules:
         """`rules_of`, made once for a route: all its relays share one object. A new table ends
         that; a session that began with the old one adds its route once more, until the next."""
-        if self._rules_of is not self.table:
-            self._rules.clear()
-            self._rules_of = self.table
+        self._look_at_table()
         key = (id(route), raw, deflate)
         kept = self._rules.get(key)
         if kept is None:
             # The route is kept with its rules, so that no other can have its id.
             kept = self._rules[key] = (route, rules_of(route, raw=raw, deflate=deflate))
         return kept[1]
+
+    def rates_of(self, listener: Listener, route: Route) -> tuple[Rate, ...]:
+        """What the governor goes by for a handshake; made once, as above."""
+        self._look_at_table()
+        key = (id(listener), id(route))
+        kept = self._rates.get(key)
+        if kept is None:
+            rates = (
+                (f"listener {listener.address}", listener.handshakes),
+                (f"route {route.name}", route.handshakes),
+            )
+            kept = self._rates[key] = (listener, route, tuple(one for one in rates if one[1]))
+        return kept[2]
+
+    def _look_at_table(self) -> None:
+        """What was made for another table is forgotten."""
+        if self._rules_of is not self.table:
+            self._rules.clear()
+            self._rates.clear()
+            self._rules_of = self.table
 
 
 def rules_of(route: Route, *, raw: bool, deflate: bool) -> RelayRules:

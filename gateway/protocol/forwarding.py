@@ -20,12 +20,12 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Protocol
 from urllib.parse import quote
 
 from gateway.events import Address, PeerCertificate, Secured
 from gateway.protocol.http1 import (
     HOP_BY_HOP,
-    Head,
     Request,
     build_request,
     is_host,
@@ -94,7 +94,14 @@ def upstream_request(
     return build_request(b"GET", target.encode("ascii"), [*fields, *_edited(passed, route)])
 
 
-def believed_client(peer: Address, request: Head, trusted: Sequence[Network]) -> Address:
+class Fielded(Protocol):
+    """What has fields: a head, or what was seen of one."""
+
+    def get_all(self, name: bytes, /) -> list[bytes]:
+        """See http1.Head."""
+
+
+def believed_client(peer: Address, request: Fielded, trusted: Sequence[Network]) -> Address:
     """Who the client is: the far end of the socket, or whom trusted proxies say they speak for.
 
     The list of hops is walked from the right, the end that trusted proxies wrote, up to the first
@@ -213,7 +220,7 @@ def _is_trusted(host: str, trusted: Sequence[Network]) -> bool:
     return address is not None and any(address in network for network in trusted)
 
 
-def _nodes(request: Head) -> list[str]:
+def _nodes(request: Fielded) -> list[str]:
     """The hops that the request tells of, the latest last."""
     values = request.get_all(b"x-forwarded-for")
     if values:

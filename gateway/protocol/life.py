@@ -18,6 +18,7 @@ from gateway.errors import Blame, ClientError
 from gateway.events import CLIENT, UPSTREAM, Accepted, AccessRecord, Command, Event, LegCounts
 from gateway.protocol import http1, websocket
 from gateway.protocol.desk import Desk
+from gateway.protocol.door import shown
 from gateway.protocol.exchange import Exchange, ExchangeState
 from gateway.protocol.pass_on import PassOn
 from gateway.routing import Match
@@ -29,7 +30,6 @@ LINGER = 5.0                   # seconds, where no route's close_timeout applies
 WRITE = 30.0                   # seconds, where no route's write_timeout applies
 LAST_CALL = 1.0                # seconds of a drain for a request that is on its way: a round trip
 RETRY_AFTER = (b"Retry-After", b"1")
-LATER_MAX = 5                  # seconds: who is over the rate is told to come back within so many
 TOO_SLOW = "write_timeout: the client takes the answer too slowly"
 
 
@@ -362,8 +362,3 @@ class Life:
         self.drop_upstream()
         self.exchange = self.request = self.reader = None
         self.state = OVER
-
-
-def shown(address: events.Address) -> str:
-    """An address as records have it: without the port, which says nothing to an operator."""
-    return address.host or "unix"

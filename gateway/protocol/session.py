@@ -18,13 +18,13 @@ from gateway.errors import Blame, ClientError
 from gateway.events import CLIENT, UPSTREAM, Cause, Command, Event, RelayEnded, Side
 from gateway.protocol import forwarding, http1, websocket
 from gateway.protocol.asking import Asking
+from gateway.protocol.door import TOO_MANY, later, shown
 from gateway.protocol.life import (
     ASKING,
     CLOSING,
     CONNECTING,
     EXCHANGE,
     HEAD,
-    LATER_MAX,
     LINGER,
     LINGERING,
     OVER,
@@ -37,7 +37,6 @@ from gateway.protocol.life import (
     WRITE,
     RequestInHand,
     State,
-    shown,
 )
 from gateway.routing import Match, origin_allowed
 from gateway.table import Route
@@ -250,20 +249,14 @@ class Session(Asking):
         self.entered = route
 
     def _turn(self, route: Route) -> float:
-        """When this handshake may go on, or ClientError 503. Clients that were told to come back
-        at one time would come back at one time."""
-        listener = self.listener
-        if not listener.handshakes and not route.handshakes:
+        """When this handshake may go on, or ClientError 503. Who comes after the first that is
+        refused is mostly told so at the door (door.py)."""
+        rates = self.desk.rates_of(self.listener, route)
+        if not rates:
             return self.now
-        turn = self.desk.governor.turn(
-            self.now,
-            (f"listener {listener.address}", listener.handshakes),
-            (f"route {route.name}", route.handshakes),
-        )
+        turn = self.desk.governor.turn(self.now, *rates)
         if turn is None:
-            seconds = 1 + self.desk.random_bytes(1)[0] % LATER_MAX
-            later = (b"Retry-After", str(seconds).encode("ascii"))
-            raise ClientError(503, "Too many handshakes at once.", (later,))
+            raise ClientError(503, TOO_MANY, (later(self.desk.random_bytes),))
         return turn
 
     def on_turn(self, event: events.TimedOut) -> None:

@@ -104,8 +104,8 @@ class ScriptedEngine:
     def finish(self, link: Link) -> None:
         self.calls.append(("finish", link))
 
-    def close(self, link: Link) -> None:
-        self.calls.append(("close", link))
+    def close(self, link: Link, last: bytes = b"") -> None:
+        self.calls.append(("close", link, last) if last else ("close", link))
 
     def reset(self, link: Link) -> None:
         self.calls.append(("reset", link))

@@ -120,18 +120,31 @@ def test_where_others_accept_those_that_stay_are_left(rig: Rig) -> None:
     rig.change(0)
     rig.accepting.closed(10.0, lambda: rig.told.append("closed"))
     rig.verbs.taken()
-    rig.accepting.leave()
-    assert rig.verbs.taken() == [("unlisten", 101)]
+    rig.accepting.leave(10.0)
+    assert rig.verbs.taken() == [("unlisten", 101), ("set_timer", OWN, LOOK, 10.0)]
     assert rig.accepting.is_open
     rig.accepting.look(10.0)
     assert rig.verbs.taken() == [("unlisten", 102)]
     assert rig.told == ["closed"]
 
 
+def test_one_that_nobody_else_has_is_not_left(rig: Rig) -> None:
+    """A successor has no use for it: who waits there is ours."""
+    rig.verbs.crowded = {102}
+    rig.accepting.leave(10.0, [1])
+    assert rig.verbs.taken() == [("unlisten", 101), ("set_timer", OWN, LOOK, 10.0)]
+    rig.accepting.look(10.0)
+    assert rig.verbs.taken() == [("set_timer", OWN, LOOK, 10.0 + STEP)]
+    rig.verbs.crowded.clear()
+    rig.accepting.look(10.01)
+    assert rig.verbs.taken() == [("unlisten", 102)]
+    assert not rig.accepting.is_open
+
+
 @pytest.mark.parametrize("end", ["go", "leave", "end"])
 def test_a_reload_that_our_end_has_crossed_changes_nothing(rig: Rig, end: str) -> None:
     """Its sockets are closed, and it is answered."""
-    getattr(rig.accepting, end)(*[10.0][: end == "go"])
+    getattr(rig.accepting, end)(*[10.0][: end != "end"])
     rig.verbs.taken()
     new = socket.socket()
     rig.accepting.change({0: HERE, 1: HERE, 2: HERE}, {2: new})

@@ -4,6 +4,7 @@ import pytest
 
 from control.stage import Stage
 from gateway import events
+from gateway.control.draining import FAREWELLS_AT_ONCE
 from gateway.control.farewells import spread
 from gateway.events import Cause, Link
 from gateway.table import Route
@@ -65,4 +66,19 @@ def test_a_kill_does_not_wait_for_them(stage: Stage) -> None:
     assert ("clear_timer", stage.own, "farewell") in calls
     assert {("reset", first), ("reset", second)} <= set(calls)
     assert stage.deliver(events.TimedOut(103.0, stage.own, "farewell")) == []
+    stage.close()
+
+
+def test_where_there_is_no_time_they_are_told_in_portions(stage: Stage) -> None:
+    """A turn of a worker holds up all that it relays; so thousands are not told in one."""
+    links = {relayed(stage, 1.0) for _ in range(2 * FAREWELLS_AT_ONCE + 1)}
+    told: set[Link] = set()
+    calls = stage.ordered("drain", seconds=0.0)
+    for portion in (FAREWELLS_AT_ONCE, FAREWELLS_AT_ONCE, 1):
+        now = {call[1] for call in calls if call[0] == "end"}
+        assert len(now) == portion
+        assert not now & told
+        told |= now
+        calls = stage.deliver(events.TimedOut(stage.engine.time, stage.own, "farewell"))
+    assert told == links
     stage.close()

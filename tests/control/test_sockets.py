@@ -96,7 +96,7 @@ def test_a_successor_goes_on_with_the_same_sockets(before: Predecessor, tmp_path
     assert all(map(same, bound, before.bound))
     sockets.check()
     sockets.serving()
-    assert os.read(before.hears, 100) == READY
+    assert os.read(before.hears, 100) == READY + b"[]"
     assert os.read(before.hears, 100) == b"", "and nothing more"
     sockets.close()
     assert not (tmp_path / "s").exists(), "the file is the successor's now"
@@ -116,10 +116,13 @@ def test_what_the_new_table_does_not_name_is_given_up(
 ) -> None:
     """And what it names anew is bound."""
     sockets = Sockets(dict(before.environment))
+    told = json.loads(before.environment[VARIABLE])["sockets"]
     new = sockets.listen(LISTENER, unix(tmp_path, "new"))
     assert new.file is not None
     sockets.check()
     sockets.serving()
+    said = os.read(before.hears, 100).removeprefix(READY)
+    assert json.loads(said) == [each["descriptor"] for each in told]
     assert not (tmp_path / "s").exists()
     sockets.close()
 

@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from end_to_end.kit import Gateway, Starter, head, launch, on_engine, route, run
+from end_to_end.reloads import successor
 from end_to_end.wire import PATIENCE, upgrade, wait_for
 
 Client = Callable[..., ClientConnection]
@@ -177,6 +178,16 @@ def test_ready_until_it_drains(start: Starter) -> None:
     assert get(f"{admin}/livez") == (200, "alive\n")
     with connect(gateway.url("/echo"), proxy=None):
         pass
+
+
+def test_a_new_program_goes_on_with_the_admin_address(start: Starter) -> None:
+    """At the same port: a scrape has it there, and is told what the old one still has."""
+    gateway = start(head(ADMIN, 'drain = "20s"') + ECHO)
+    admin = admin_of(gateway)
+    with connect(gateway.url("/echo"), proxy=None), successor(gateway):
+        assert gateway.process.wait(PATIENCE) == 0
+        assert get(f"{admin}/readyz") == (200, "ready\n")
+        assert samples(gateway)["gateway_predecessor_sessions"] == 0
 
 
 def test_a_command_that_takes_no_answer_does_not_keep_it_from_ending(start: Starter) -> None:

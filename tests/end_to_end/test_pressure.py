@@ -4,15 +4,17 @@ import contextlib
 import hashlib
 import os
 import random
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from end_to_end.kit import Gateway, Starter, head, open_raw, open_ws, route
-from end_to_end.wire import BINARY, PING, Upstream, Wire, frame, upgrade
+from end_to_end.wire import BINARY, PING, Upstream, Wire, frame, upgrade, wait_for
 
 pytestmark = pytest.mark.forms
 
@@ -289,3 +291,36 @@ def test_memory_comes_back(gateway: Gateway) -> None:
     for _ in range(3):
         crowd()
     assert gateway.memory() - before < GROWTH
+
+
+def test_a_worker_that_sleeps_in_mid_stream_loses_nothing(
+    gateway: Gateway, wide: Upstream
+) -> None:
+    """It is stopped and goes on, five times, while frames of all sizes pass both ways; and while it
+    sleeps a neighbour is reset on either side, with bytes of its own on the way."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    sizes = [chance.choice((0, 1, 125, 126, 1000, 9000, 70_000, 300_000)) for _ in range(200)]
+    up = b"".join(frame(BINARY, chance.randbytes(size)) for size in sizes)
+    down = b"".join(frame(BINARY, chance.randbytes(size), masked=False) for size in sizes)
+    (worker,) = gateway.workers
+    client, service = open_ws(gateway, wide, "/wide")
+    with client, service, client.sending(up), service.sending(down):
+        for turn in range(5):
+            neighbour, behind = open_ws(gateway, wide, "/wide")
+            first, last = len(up) * turn // 5, len(up) * (turn + 1) // 5
+            assert service.exactly(last - first) == up[first:last]
+            os.kill(worker, signal.SIGSTOP)
+            try:
+                wait_for(lambda: " T " in Path(f"/proc/{worker}/stat").read_text())
+                for wire, is_client in ((neighbour, True), (behind, False)):
+                    wire.send(frame(BINARY, b"x" * 9000, masked=is_client)[: 4000 * (turn % 3) + 7])
+                (neighbour if turn % 2 else behind).reset()
+            finally:
+                os.kill(worker, signal.SIGCONT)
+            first, last = len(down) * turn // 5, len(down) * (turn + 1) // 5
+            assert client.exactly(last - first) == down[first:last]
+            neighbour.close()
+            behind.close()
+    wait_for(lambda: gateway.ask("status")["workers"][0]["connections"] == 0)

@@ -28,6 +28,7 @@ from end_to_end.wire import PATIENCE, upgrade, wait_for
 from end_to_end.wire import connect as connect_to
 
 Client = Callable[..., ClientConnection]
+GROWTH = 8 << 20              # bytes of two workers: buffers, and what Python does as it goes
 
 
 def echo(connection: ServerConnection) -> None:
@@ -291,6 +292,27 @@ def _serving_workers(gateway: Gateway) -> list[int]:
             if one["state"] == "serving"]
 
 
+def test_what_all_workers_have_changes(start: Starter, engine: str, client: Client) -> None:
+    """How many sessions each may have, the log, and on which CPU it runs."""
+    echoing = route("echo", "builtin:echo")
+    gateway = start(head("max_sessions = 1") + echoing)
+    one = client(gateway, "/echo")
+    with pytest.raises(InvalidStatus, match="503"):
+        client(gateway, "/echo")
+    write(gateway, head("max_sessions = 2", "pin = true").replace("json", "text") + echoing, engine)
+    assert gateway.command("reload").returncode == 0
+    client(gateway, "/echo").close()
+    assert gateway.out.wait(lambda: " status=101 " in gateway.out.lines[-1], PATIENCE)
+    assert len(os.sched_getaffinity(gateway.workers[0])) == 1
+    write(gateway, head("max_sessions = 1") + echoing, engine)
+    assert gateway.command("reload").returncode == 0
+    with pytest.raises(InvalidStatus, match="503"):
+        client(gateway, "/echo")
+    assert gateway.out.wait(lambda: '"status":503' in gateway.out.lines[-1], PATIENCE)
+    assert os.sched_getaffinity(gateway.workers[0]) == os.sched_getaffinity(0)
+    assert answers(one)
+
+
 # --- What is refused --------------------------------------------------------------------------
 
 
@@ -383,6 +405,8 @@ def test_reloads_under_load(start: Starter, engine: str, server: str) -> None:
         rounds = 0
         while load.lasted() < seconds:
             rounds += 1
+            if rounds == 3:
+                memory = gateway.memory()
             extra = "".join(
                 route(f"other{n}", server, f'max_message = "{rounds + n}KiB"') for n in range(3)
             )
@@ -395,10 +419,12 @@ def test_reloads_under_load(start: Starter, engine: str, server: str) -> None:
         assert gateway.command("reload").returncode == 0
         assert listening_now(gateway) == listening
         assert _sockets(gateway) == sockets
+        grown = gateway.memory() - memory
         pids = [one["pid"] for one in gateway.ask("status")["workers"]]
         load.stop()
-    print(f"{rounds} rounds, {load.messages} messages")
-    assert rounds >= 2
+    print(f"{rounds} rounds, {load.messages} messages, grown by {grown} bytes since the third")
+    assert rounds >= 3
+    assert grown < GROWTH
     assert load.messages > 100
     assert gateway.ask("status")["reloads"]["failed"] >= rounds
     assert [one["pid"] for one in gateway.ask("status")["workers"]] == pids

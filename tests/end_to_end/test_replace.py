@@ -1,5 +1,7 @@
 """Another program in the place of the running one: nobody waits in vain, nobody is cut."""
 
+import contextlib
+import os
 import signal
 import socket
 from pathlib import Path
@@ -156,6 +158,29 @@ def test_the_new_program_listens_wider_or_narrower(
             assert client.read_answer()[0].status == 200
         serving = [line for line in gateway.err.lines if '"serving"' in line]
         assert f'"listening":"{then}:{port}"' in serving[-1]
+
+
+def test_who_waits_where_the_new_program_does_not_listen_is_served(
+    start: Starter, engine: str
+) -> None:
+    """By the old one, which alone has that socket still."""
+    gateway = start(TABLE + '[[listener]]\naddress = "unix:goes.sock"\n')
+    (worker,) = gateway.workers
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as waiting:
+            clients = [waiting.enter_context(gateway.connect(1)) for _ in range(100)]
+            for one in clients:
+                one.send(plain("/"))
+            write(gateway, TABLE, engine)
+            with successor(gateway):
+                os.kill(worker, signal.SIGCONT)
+                for one in clients:          # late ones are told that it is going away
+                    assert one.read_answer()[0].status in (200, 503)
+                assert gateway.process.wait(PATIENCE) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
 
 
 def test_sigterm_while_it_is_replaced_ends_both(start: Starter) -> None:

@@ -84,6 +84,22 @@ def test_an_init_gives_sockets_and_is_told(tmp_path: Path, ears: socket.socket) 
                 program.kill()
 
 
+def test_an_init_is_told_of_a_new_program(tmp_path: Path, ears: socket.socket) -> None:
+    """MAINPID, by the old one; that it goes is no end of the service."""
+    with started(table(tmp_path, "127.0.0.1:0"), ears) as program:
+        try:
+            hear(ears, "READY=1")
+            program.send_signal(signal.SIGUSR2)
+            told = hear(ears, "MAINPID=")
+            new = int(told.splitlines()[0].removeprefix("MAINPID="))
+            assert "READY=1" in told
+            assert program.wait(PATIENCE) == 0
+            os.kill(new, signal.SIGTERM)
+            hear(ears, "STOPPING=1")
+        finally:
+            program.kill()
+
+
 def test_a_socket_that_the_table_does_not_name(tmp_path: Path, ears: socket.socket) -> None:
     """3, and both addresses are named."""
     with socket.create_server(("127.0.0.1", 0)) as ours:

@@ -23,7 +23,7 @@ from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from end_to_end.kit import COMMAND, ENGINES, START_LIMIT, Gateway, head, launch, route
-from end_to_end.wire import PATIENCE
+from end_to_end.wire import PATIENCE, connect, upgrade, wait_for
 
 STREAMS = 12
 WINDOW = 8                    # messages of a stream that are on their way
@@ -257,6 +257,40 @@ def test_without_a_supervisor_sessions_are_told(gateway: Gateway, crowd: Crowd) 
     with pytest.raises(ConnectionRefusedError):
         gateway.connect()
     crowd.stop()
+
+
+def test_of_two_that_start_together_one_serves(tmp_path: Path) -> None:
+    """On one port and one Unix socket; the other is refused, and takes nothing with it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = tmp_path / "both.toml"
+    path.write_text(
+        f'[gateway]\nlisten = ["127.0.0.1:{port}", "unix:both.sock"]\ncontrol = "off"\n'
+        "workers = 1\n" + route("echo", "builtin:echo")
+    )
+    both = [
+        subprocess.Popen([*COMMAND, "--routes", str(path)], stdin=subprocess.DEVNULL,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        wait_for(lambda: any(one.poll() is not None for one in both), seconds=START_LIMIT)
+        refused, other = sorted(both, key=lambda one: one.poll() is None)
+        assert refused.returncode == 3
+        assert other.stderr
+        assert " serving " in other.stderr.readline()
+        for address in (("127.0.0.1", port), str(tmp_path / "both.sock")):
+            with connect(address) as client:
+                client.send(upgrade("/echo"))
+                assert client.read_head().status == 101
+        other.terminate()
+        assert other.wait(PATIENCE) == 0
+        assert not (tmp_path / "both.sock").exists()
+    finally:
+        for one in both:
+            one.kill()
+            one.communicate()
 
 
 def test_two_gateways_do_not_share_an_address(gateway: Gateway, tmp_path: Path) -> None:

@@ -454,6 +454,30 @@ class TestEnding:
         rig.until(rig.closed(link))
         assert rig.of(link, Closed) == [Closed(rig.of(link, Closed)[0].at, link, None)]
 
+    @pytest.mark.parametrize("queued", [0, 300_000])
+    @pytest.mark.parametrize("family", ["tcp", "unix"])
+    def test_close_sends_its_last_bytes_behind_what_is_queued(
+        self, rig: Rig, family: str, queued: int
+    ) -> None:
+        link, far = rig.accepted(family=family, small=True)
+        data = noise(queued)
+        rig.engine.send(link, data)
+        rig.engine.close(link, b"the last")
+        rig.engine.close(link, b"too late")
+        rig.until(lambda: far.finished)
+        assert far.received == data + b"the last"
+        assert not far.was_reset
+        rig.until(rig.closed(link))
+        assert [event.fault for event in rig.of(link, Closed)] == [None]
+
+    def test_last_bytes_for_one_that_is_gone_are_lost(self, rig: Rig) -> None:
+        link, far = rig.accepted()
+        far.reset()
+        rig.settle_far()
+        rig.engine.close(link, b"into nowhere")
+        rig.until(rig.closed(link))
+        assert len(rig.of(link, Closed)) == 1
+
     def test_nothing_is_delivered_after_close_but_closed(self, rig: Rig) -> None:
         link, far = rig.accepted(small=True)
         rig.engine.read(link)

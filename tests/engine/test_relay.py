@@ -109,6 +109,7 @@ class Twin:
             a, b = one.legs[side], two.legs[side]
             assert b"".join(a.queue) == b"".join(b.queue), where
             assert (a.queued, a.reading, a.fate) == (b.queued, b.reading, b.fate), (where, side)
+            assert (a.finished, a.gone) == (b.finished, b.gone), (where, side)
         assert one.counts() == self.counts(), where
         assert one.active_at == self.two.active_at, where
         assert one.deadline == two.deadline, where

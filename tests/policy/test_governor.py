@@ -106,3 +106,30 @@ def test_a_steady_stream_below_the_rate_never_waits() -> None:
     assert all(
         governor.turn(step / 49, CHAT) == step / 49 for step in range(1000)
     )
+
+
+def test_that_it_refuses_is_known_for_a_while_and_asking_uses_up_nothing() -> None:
+    workers = Workers()
+    governor = Governor(workers)
+    assert not governor.is_refusing(10.0)
+    while governor.turn(10.0, CHAT) is not None:
+        assert not governor.is_refusing(10.0), "who waits is not refused"
+    assert governor.is_refusing(10.0)
+    assert governor.is_refusing(10.0 + WAIT_MAX)
+    assert not governor.is_refusing(10.0 + 2 * WAIT_MAX)
+    told = workers.told[1]
+    assert governor.refuses(10.0, CHAT)
+    assert workers.told[1] == told + 1
+    assert not governor.refuses(10.0, ("route other", 100.0))
+    assert not governor.refuses(10.5, CHAT)
+    assert workers.told[1] == told + 1
+    assert governor.turn(10.5, CHAT) is not None
+
+
+def test_a_rate_that_refuses_is_enough() -> None:
+    governor = Governor()
+    while governor.turn(10.0, CHAT) is not None:
+        pass
+    assert governor.refuses(10.0, ("listener a", 0.0), CHAT)
+    assert not governor.refuses(10.0, ("listener a", 0.0))
+    assert not governor.refuses(10.0)

@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--stayers", type=int, default=Plan.stayers)
     parser.add_argument("--storm", type=int, default=Plan.storm)
     parser.add_argument("--storm-seconds", type=float, default=Plan.storm_seconds)
+    parser.add_argument("--refused", type=int, default=Plan.refused)
     parser.add_argument("--workers", type=int, default=Plan.workers)
     parser.add_argument("--engine", default=Plan.engine, choices=["uvloop", "io_uring"])
     parser.add_argument("--handshakes", default=Plan.handshakes)

@@ -108,7 +108,7 @@ class Crowd:
             self.at(now + order["seconds"], lambda: self.answer(**quantiles(self.trips)))
             self.order = order | {"until": now + order["seconds"]}
         elif order["do"] == "cut":
-            for client in list(self.clients.values())[-order["count"] :]:
+            for client in list(self.clients.values())[len(self.clients) - order["count"] :]:
                 self.forget(client)
             self.answer()
         else:

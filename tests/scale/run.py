@@ -3,6 +3,9 @@
     with scene(Plan()) as run:
         figures = run.run(print)
 
+Before that some clients come to a route that is over its rate, at the pace at which the gateway was
+filled: what it costs to refuse one is beside what it costs to let one in.
+
 Two crowds: `stayers` hold their sessions all along, and some of them measure how long an echo
 takes; `storm` is cut at one instant, and then comes back within ten seconds. Each has an upstream
 of its own, so that what the gateway does to the one is seen, and not what its upstream does.
@@ -34,6 +37,7 @@ class Plan:
 
     stayers: int = 8000
     storm: int = 10_000
+    refused: int = 3000                  # who come to a route that is over its rate
     fill_rate: float = 1500.0            # handshakes a second while it is filled
     storm_seconds: float = 10.0
     probes: int = 200                    # sessions that measure
@@ -106,6 +110,7 @@ def scene(plan: Plan) -> Iterator["Scene"]:
             table += route(name, name, f'handshakes = "{plan.handshakes}"')
             table += f'[upstream.{name}]\nendpoints = ["{url}"]\n'
             table += 'source_addresses = ["127.0.0.2", "127.0.0.3"]\n'
+        table += route("shut", "storm", 'handshakes = "1/s"')
         folder = Path(at_end.enter_context(tempfile.TemporaryDirectory()))
         gateway = at_end.enter_context(launch(table, folder, engine=plan.engine))
         crowds = [CrowdProcess() for _ in range(2)]
@@ -140,30 +145,69 @@ class Scene:
             "least_descriptors": min(self._descriptors()),
         }
         say(f"held: {figures['held']}")
-        probing = {"count": plan.probes, "every": plan.every}
-        figures["before"] = self.stayers.do("probe", **probing, seconds=plan.before)
+        figures["refused"] = self._refuse(figures["held"]["cpu_us_each"])
+        say(f"refused: {figures['refused']}")
+        with self._probing(plan.before) as figures["before"]:
+            pass
         say(f"echo before: {figures['before']}")
-        self.stayers.begin("probe", **probing, seconds=plan.cut_seconds)
-        self.storm.do("cut", count=plan.storm)
-        figures["cut"] = self.stayers.done()
+        with self._probing(plan.cut_seconds) as figures["cut"]:
+            self.storm.do("cut", count=plan.storm)
         say(f"echo while they are cut: {figures['cut']}")
-        self.stayers.begin("probe", **probing, seconds=max(plan.storm_seconds, plan.before))
-        cpu, begun = self.gateway.cpu(), time.monotonic()
-        figures["storm"] = self._come("/storm", plan.storm, plan.storm / plan.storm_seconds)
-        figures["storm"]["seconds"] = round(time.monotonic() - begun, 2)
-        figures["storm"]["cpu_seconds"] = round(self.gateway.cpu() - cpu, 2)
-        figures["during"] = self.stayers.done()
+        with self._probing(max(plan.storm_seconds, plan.before)) as figures["during"]:
+            figures["storm"] = self._return()
         say(f"storm: {figures['storm']}")
         say(f"echo during: {figures['during']}")
         figures["stayers"] = self.stayers.do("lost")
         figures["returned"] = self.storm.do("lost")
         return figures
 
-    def _come(self, path: str, count: int, rate: float) -> Figures:
+    @contextlib.contextmanager
+    def _probing(self, seconds: float) -> Iterator[Figures]:
+        """Measure echoes of those that stay for so long, beside what is done meanwhile. Tells, too,
+        how long the workers ran and how long they waited for a CPU that others had: where that
+        is much, the echoes tell of the machine and not of the gateway."""
+        figures: Figures = {}
+        before = self._scheduled()
+        self.stayers.begin(
+            "probe", count=self.plan.probes, every=self.plan.every, seconds=seconds
+        )
+        yield figures
+        figures |= self.stayers.done()
+        ran, waited = (now - then for now, then in zip(self._scheduled(), before, strict=True))
+        figures |= {"workers_ran_ms": ran, "workers_waited_ms": waited}
+
+    def _scheduled(self) -> tuple[int, int]:
+        """Milliseconds that all workers ran, and waited for a CPU (/proc/PID/schedstat)."""
+        read = [
+            Path(f"/proc/{pid}/schedstat").read_text().split() for pid in self.gateway.workers
+        ]
+        return sum(int(one[0]) for one in read) // 10**6, sum(int(one[1]) for one in read) // 10**6
+
+    def _return(self) -> Figures:
+        """All who were cut come back."""
+        plan = self.plan
+        cpu, begun = self.gateway.cpu(), time.monotonic()
+        figures = self._come("/storm", plan.storm, plan.storm / plan.storm_seconds)
+        return figures | {
+            "seconds": round(time.monotonic() - begun, 2),
+            "cpu_seconds": round(self.gateway.cpu() - cpu, 2),
+        }
+
+    def _refuse(self, opened_us: float) -> Figures:
+        """So many are told to come later; `opened_us` is what it took to let one in."""
+        cpu = self.gateway.cpu()
+        figures = self._come("/shut", self.plan.refused, self.plan.fill_rate, "knock")
+        each = (self.gateway.cpu() - cpu) / self.plan.refused * 1e6
+        self.storm.do("cut", count=int(figures["opened"]))       # who came in all the same
+        return figures | {
+            "cpu_us_each": round(each, 1), "of_a_handshake": round(each / opened_us, 3)
+        }
+
+    def _come(self, path: str, count: int, rate: float, order: str = "open") -> Figures:
         """So many open sessions, from two addresses."""
         crowd = self.stayers if path == "/stay" else self.storm
         return crowd.do(
-            "open", port=self.gateway.port, path=path, count=count, rate=rate,
+            order, port=self.gateway.port, path=path, count=count, rate=rate,
             sources=["127.0.0.4", "127.0.0.5"],
         )
 

@@ -173,7 +173,9 @@ def _ends_in_a_character(story: Story, view: View) -> bool:
 def check_in_time(story: Story) -> None:
     """Nothing that ends a relay is overlooked for long."""
     route, ended = story.route, story.ended
-    slack = story.transit + 2 * route.close_timeout + 0.5
+    # The answer is waited for, then the end of the one that was told; each anew, once, where bytes
+    # were on their way when the kernel was last asked: when they were taken, nobody knows.
+    slack = story.transit + 2 * (2 * route.close_timeout) + 0.5
     for view in story.sides:
         # While bytes flow, however slowly, or a frame does, nobody is cut.
         slack += sum(min(end - at, story.patience) for at, end in view.actor.stalls)

@@ -69,8 +69,10 @@ class SimWorker(Worker):
 
     def __init__(
         self, network: Network, engine: WatchedEngine, desk: Desk, report: Report,
-        bound: dict[int, Bound], make_session: SessionMaker,
+        bound: dict[int, Bound], make_session: SessionMaker, accepted: dict[str, Accepted],
     ):
+        """`accepted` is told of those at the door, of whom perhaps no session is made."""
+        self._told_of = accepted
         end, self.supervisor = network.inherited()
         super().__init__(engine, desk, report, bound, end, make_session=make_session)
         self._name = "sim"
@@ -79,6 +81,11 @@ class SimWorker(Worker):
         """The supervisor says something."""
         if not self.supervisor.dead and not self.supervisor.closed:
             self.supervisor.send(encode(message))
+
+    def _on_door(self, event: Event) -> None:
+        comer = self._at_door[event.link]
+        self._told_of[comer.name] = comer.accepted
+        super()._on_door(event)
 
     @property
     def left(self) -> dict[Any, Session]:
@@ -139,7 +146,7 @@ class World:
         self.desk = self._desk()
         self.worker = SimWorker(
             self.network, self.engine, self.desk, cast(Report, self.notes), {0: self._bound()},
-            self._make_session,
+            self._make_session, self.accepted,
         )
         self.engine.on_event = self._told
         self._invite()
