@@ -12,6 +12,7 @@ import pytest
 from websockets.sync.client import connect as connect_sync
 
 from end_to_end.kit import Gateway, Starter, route
+from end_to_end.reloads import successor
 from end_to_end.secure import (
     NAMES,
     Folder,
@@ -183,6 +184,42 @@ def test_a_client_without_a_certificate_of_ours(
     assert metric(gateway, FAILED.format(reason)) == before + 1
 
 
+def test_a_hello_that_never_ends(start: Starter, folder: Folder) -> None:
+    """head_timeout is for it; what comes byte by byte does not extend it."""
+    gateway = start(
+        tls_head('admin = "127.0.0.1:0"')
+        + folder.listener("a").replace("tls =", 'head_timeout = "300ms"\ntls =')
+        + route("page", "builtin:page", path="/")
+    )
+    with gateway.connect() as wire:
+        wire.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")
+        assert wire.end() == "reset"
+    record = gateway.record(phase="secure")
+    assert record["detail"] == "head_timeout inside the TLS handshake"
+    assert record["phases_ms"]["secure"] >= 300
+    assert metric(gateway, FAILED.format("timed out")) == 1
+
+
+def test_a_full_gateway_shakes_no_hands(
+    start: Starter, folder: Folder, upstream: Upstream
+) -> None:
+    """Where no session can begin, a client is cut before its handshake; later it is let in."""
+    gateway = start(tls_head("max_sessions = 1") + folder.listener("a")
+                    + route("ws", upstream.url("ws")))
+    with secured(gateway, folder.client()) as client:
+        client.send(upgrade("/ws"))
+        with upstream.accept() as service:
+            service.send(switching(service.read_head()))
+            assert client.read_head().status == 101
+            with gateway.connect() as other:
+                assert other.end() == "reset"
+            gateway.said("a TLS handshake would be for nothing")
+    gateway.record(status=101)
+    with secured(gateway, folder.client()) as client:
+        client.send(upgrade("/nothing"))
+        assert client.read_head().status == 404
+
+
 # --- Client certificates --------------------------------------------------------------------------
 
 
@@ -311,6 +348,14 @@ def test_a_broken_pair_leaves_the_old_one(
 def der_of_file(file: Path) -> bytes:
     """A certificate in PEM."""
     return ssl.PEM_cert_to_DER_cert(file.read_text())
+
+
+def test_a_program_that_replaces_another(changing: tuple[Gateway, Folder]) -> None:
+    """It reads the certificates itself, and has the sockets."""
+    gateway, own = changing
+    with successor(gateway):
+        assert gateway.process.wait(PATIENCE) == 0
+        assert shown_to(gateway, "localhost", own.client()) == der_of_file(own.path / "a.crt")
 
 
 def test_a_certificate_that_ends_soon(start: Starter, tmp_path: Path) -> None:
