@@ -117,6 +117,7 @@ class SecureSocket:
     __slots__ = (
         "_ended",
         "_far",
+        "_lost",
         "_said_close",
         "_scratch",
         "is_ready",
@@ -136,7 +137,8 @@ class SecureSocket:
         self.owed = 0
         self._far = far                             # "client" or "upstream", for sentences
         self._scratch = scratch                     # hot: all links of an engine receive into it
-        self._ended = False                         # FIN came
+        self._ended = False                         # FIN came, or what looks like it behind a loss
+        self._lost: OSError | None = None           # a send of ours failed while we read
         self._said_close = False
 
     # --- The handshake ----------------------------------------------------------------------
@@ -188,14 +190,16 @@ class SecureSocket:
             try:
                 count = self.machine.open_into(buffer)
             finally:
-                self._collect()
-                with contextlib.suppress(OSError):  # an alert, or new keys: see `send`
+                self._collect()                     # an alert, or new keys: see `send`
+                try:
                     self._push()
+                except OSError as error:            # the kernel tells it once; what came is read on
+                    self._lost = self._lost or error
             self.pending = count > 0 and self.machine.pending
             if count or self.machine.finished:
                 return count
             if self._ended:
-                raise TlsFault(Fault.TRUNCATED, TRUNCATED_DETAIL)
+                raise self._lost or TlsFault(Fault.TRUNCATED, TRUNCATED_DETAIL)
             received = self.sock.recv_into(self._scratch)
             if received:
                 self.machine.feed(self._scratch[:received])

@@ -1,6 +1,7 @@
 """Who stands at the door: no session is made of him before his first bytes, and none if those are
 answered there. The sessions are scripted; the door is the real one."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 from control.stage import CLIENT, LOCAL, Stage
 from gateway import events
 from gateway.errors import Fault
-from gateway.events import Accepted, Event, Link
+from gateway.events import Accepted, Event, Link, TlsServer
 from gateway.routing import RouteTable
 from gateway.table import Route
 
@@ -25,7 +26,12 @@ AT = 100.0
 @pytest.fixture
 def stage() -> Iterator[Stage]:
     """A worker that refuses whoever comes to the route chat."""
-    made = Stage(routes=(CHAT,))
+    yield from refusing()
+
+
+def refusing(secure: TlsServer | None = None) -> Iterator[Stage]:
+    """The same, where the listener may have TLS."""
+    made = Stage(routes=(CHAT,), secure=secure)
     made.desk.routes = RouteTable((CHAT,))
     made.start()
     while made.desk.governor.turn(AT, ("route chat", RATE)) is not None:
@@ -77,6 +83,13 @@ def test_who_says_nothing_is_a_session_s_business(stage: Stage, event: Event) ->
     closed = isinstance(event, events.Closed)
     assert stage.desk.limits.connections == (0 if closed else 1)
     assert len(stage.worker._sessions) == (0 if closed else 1)
+
+
+def test_at_a_listener_with_tls_nobody_stands_at_the_door() -> None:
+    """Nobody could read an answer before the handshake, which is a session's to order."""
+    with contextlib.contextmanager(refusing)(TlsServer(certificates=())) as stage:
+        stage.deliver(Accepted(AT, stage.engine._new(), stage.listening, CLIENT, LOCAL))
+        assert len(stage.sessions) == 1
 
 
 def test_when_nobody_is_refused_any_more_nobody_stands_at_the_door(stage: Stage) -> None:

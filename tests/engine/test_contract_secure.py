@@ -467,6 +467,17 @@ class TestSecuredLinks:
         rig.until(lambda: rig.has(link, Closed))
         assert rig.of(link, Closed)[0].fault is Fault.RESET
 
+    def test_a_reset_is_one_also_where_bytes_waited_for_that_side(self, rig: Rig) -> None:
+        """The kernel tells of it once, to whoever asks first: a send as well as a read."""
+        link, far = accepted(rig, small=True)
+        rig.engine.read(link)
+        far.stall()
+        rig.engine.send(link, noise(300_000))
+        rig.settle()
+        far.reset()
+        rig.until(lambda: rig.has(link, Closed))
+        assert rig.of(link, Closed)[0].fault is Fault.RESET
+
     def test_stop_leaves_nothing(self, rig: Rig) -> None:
         """Of a handshake, of a link that waits for its close_notify, of one that is open."""
         link, _ = rig.accepted()
