@@ -83,13 +83,14 @@ def tls_head(*further: str) -> str:
 
 
 def secured(
-    gateway: Gateway, context: ssl.SSLContext, server_name: str = "localhost", listener: int = 0
+    gateway: Gateway, context: ssl.SSLContext, server_name: str = "localhost", listener: int = 0,
+    session: ssl.SSLSession | None = None,
 ) -> Wire:
     """A client's connection, behind its handshake. Raises ssl.SSLError where that fails."""
     bound = gateway.bound[listener]
     raw = socket.create_connection((bound.host, bound.port), PATIENCE)
     try:
-        return Wire(context.wrap_socket(raw, server_hostname=server_name))
+        return Wire(context.wrap_socket(raw, server_hostname=server_name, session=session))
     except BaseException:
         raw.close()
         raise

@@ -241,6 +241,30 @@ def test_a_client_certificate_is_told(
     assert asked.get(b"X-Client-Cert-Names") == b'"DNS:DNS-less.test", "URI:spiffe://a.test/zoe"'
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("listener", [1, 2])
+def test_a_client_that_resumes_is_still_known(
+    gateway: Gateway, folder: Folder, upstream: Upstream, listener: int, version: ssl.TLSVersion
+) -> None:
+    """Its certificate is in its ticket, and upstreams are told of it."""
+    context = folder.client("client")
+    context.maximum_version = version
+    session: ssl.SSLSession | None = None
+    told = []
+    for _ in range(2):
+        with secured(gateway, context, listener=listener, session=session) as client:
+            assert isinstance(client.socket, ssl.SSLSocket)
+            assert client.socket.session_reused is (session is not None)
+            client.send(upgrade("/ws"))
+            with upstream.accept() as service:
+                asked = service.read_head()
+                service.send(switching(asked))
+                assert client.read_head().status == 101
+                session = client.socket.session          # TLS 1.3: the ticket came by now
+        told.append(asked.get(b"Client-Cert"))
+    assert told[0] == told[1] is not None
+
+
 def test_where_one_is_only_requested_others_come_in(
     gateway: Gateway, folder: Folder, upstream: Upstream
 ) -> None:
