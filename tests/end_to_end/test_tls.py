@@ -12,7 +12,7 @@ import pytest
 from websockets.sync.client import connect as connect_sync
 
 from end_to_end.kit import Gateway, Starter, route
-from end_to_end.reloads import successor
+from end_to_end.reloads import successor, write
 from end_to_end.secure import (
     NAMES,
     Folder,
@@ -372,6 +372,29 @@ def test_a_broken_pair_leaves_the_old_one(
 def der_of_file(file: Path) -> bytes:
     """A certificate in PEM."""
     return ssl.PEM_cert_to_DER_cert(file.read_text())
+
+
+def test_tls_comes_and_goes_with_a_reload(
+    start: Starter, engine: str, tmp_path: Path
+) -> None:
+    """On the same port; who was there before stays as they were."""
+    own = Folder(tmp_path)
+    own.issue("a", *NAMES)
+    routes = route("echo", "builtin:echo") + route("page", "builtin:page", path="/")
+    plain = tls_head() + '[[listener]]\naddress = "127.0.0.1:0"\n' + routes
+    gateway = start(plain)
+    with connect_sync(f"ws://127.0.0.1:{gateway.port}/echo") as before:
+        write(gateway, tls_head() + own.listener("a") + routes, engine)
+        gateway.ask("reload")
+        with secured(gateway, own.client()) as wire:
+            assert status_of(gateway, wire) == 200
+            write(gateway, plain, engine)
+            gateway.ask("reload")
+            assert status_of(gateway, wire) == 200
+        with gateway.connect() as wire:
+            assert status_of(gateway, wire) == 200
+        before.send("still here")
+        assert before.recv() == "still here"
 
 
 def test_a_program_that_replaces_another(changing: tuple[Gateway, Folder]) -> None:
