@@ -78,7 +78,8 @@ class BuildWhatCanBe(build_ext):
 
 NAMES = (
     "ledger", "relay", "relay_report", "compiled", "pipes", "secure_leg",
-    "relay_slots", "relay_carriage", "relay_sealed", "relay_loop", "epoll_relays",
+    "relay_slots", "relay_carriage", "relay_sealed", "relay_kernel", "relay_loop",
+    "epoll_relays",
 )
 
 WANTED = [part(name) for name in NAMES]

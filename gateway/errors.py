@@ -141,6 +141,7 @@ class Fault(enum.Enum):
     NO_DESCRIPTORS = "no free file descriptor"
     NO_MEMORY = "no memory"
     TLS = "tls"                      # no handshake, or a record that is none: see `Closed.detail`
+    TLS_KEYS = "tls keys"            # TLS, and new ones that this kernel does not take (KeyUpdate)
     TRUNCATED = "truncated"          # TLS, and FIN without close_notify (RFC 8446 6.1)
     OVERFLOW = "queue overflow"      # more was sent to a link than its limit; a bug of the caller
     OTHER = "other"                  # not in the table below: a kernel we do not know

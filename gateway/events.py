@@ -149,6 +149,7 @@ class LegCounts:
     copied: int = 0                      # bytes from this side that went through user space
     spliced: int = 0                     # bytes from this side that never did
     not_spliced: str = ""                # why nothing was spliced; "" if something was
+    ktls: str = ""                       # "on": TLS is the kernel's; else why not (docs/ktls.md)
     close_received: int | None = None    # code of this side's Close; 1005 if it had none
     close_sent: int | None = None        # code of the Close that this side was sent, likewise
     cut: bool = False                    # this side was reset while bytes or a farewell waited

@@ -118,7 +118,7 @@ class _Reading:
                 self._last_authorities[upstream.tls.ca] = secure.ca
                 if upstream.tls.certificate is not None:
                     own = KeyPair(chain=secure.chain, key=secure.key)
-                    self._last_pairs[upstream.tls.certificate] = own
+                    self._last_pairs.setdefault(upstream.tls.certificate, own)
 
     def pair(self, files: CertificateFiles, place: str) -> KeyPair | None:
         """A certificate and its key; None for a mistake, which is noted."""
@@ -187,7 +187,8 @@ def _upstream(upstream: Upstream, reading: _Reading) -> Upstream:
 
     def secure(entry: EndpointEntry) -> EndpointEntry:
         return replace(entry, secure=TlsClient(
-            server_name=tls.server_name or entry.host,
+            # RFC 6066 3: without the final dot. A socket has no name, and is not verified then.
+            server_name=tls.server_name or entry.host.removesuffix(".") or "localhost",
             verify=tls.verify,
             ca=authorities,
             chain=own.chain if own is not None else b"",

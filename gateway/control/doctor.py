@@ -32,6 +32,7 @@ from gateway.control.parts import OPENSSL, PARTS, RELAY
 from gateway.control.renewing import DAY, WARN_DAYS
 from gateway.control.serving import SPARE_DESCRIPTORS, default_max_sessions
 from gateway.control.vault import Vault, expiries
+from gateway.engine import ktls
 from gateway.errors import TableErrors
 from gateway.table import Listener, Table
 
@@ -118,6 +119,22 @@ def _relays() -> Iterator[Finding]:
         return
     yield Finding(GOOD, "relays are compiled")
     yield _splice()
+    yield _kernel_tls()
+
+
+def _kernel_tls() -> Finding:
+    """Whether the kernel can do a session's TLS while it is relayed."""
+    found = ktls.support()
+    if found.missing:
+        return Finding(
+            NOTE, f"TLS stays in user space, and what it carries is copied: {found.missing}",
+            "modprobe tls; what is loaded at each start stands in /etc/modules-load.d",
+        )
+    names = ", ".join(
+        suite.name for suite in ktls.SUITES if any(suite is one for _, one in found.ciphers)
+    )
+    keys = "a KeyUpdate is followed" if found.rekeys else "a KeyUpdate ends the session"
+    return Finding(GOOD, f"TLS goes over to the kernel when a relay begins: {names}; {keys}")
 
 
 def _tls() -> Iterator[Finding]:

@@ -42,7 +42,7 @@ class Part:
 RELAY = Part(
     "relay",
     ("ledger", "relay", "relay_report", "pipes", "secure_leg", "relay_slots", "relay_carriage",
-     "relay_sealed", "relay_loop", "epoll_relays"),
+     "relay_sealed", "relay_kernel", "relay_loop", "epoll_relays"),
     COMPILER,
     "relays run in Python: the same rules, slower, and nothing is spliced",
 )

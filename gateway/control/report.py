@@ -38,8 +38,8 @@ line, ASCII:
   for it), `subprotocol`, `duration_ms`, `phases_ms` (an object: phase to milliseconds), `carried`
   (copy, splice, both, or empty where there was no relay), `from_client` and `from_upstream`:
   objects of `bytes_in`, `bytes_out`, `frames`, `messages`, `payload`, `carried` (what came from
-  this side), `copied`, `spliced`, `not_spliced` (why nothing was), `close_received`, `close_sent`,
-  `pings_sent`, `round_trip_ms`, as `events.LegCounts` explains them.
+  this side), `copied`, `spliced`, `not_spliced` (why nothing was), `ktls`, `close_received`,
+  `close_sent`, `pings_sent`, `round_trip_ms`, as `events.LegCounts` explains them.
 - `"type": "log"`: `time`, `level` (info, warning, error), `message`, and what the message needs.
   A long message of several lines becomes several objects, one behind the other.
 - `"type": "dropped"`: `time`, `lines`: so many lines are missing here.
@@ -307,6 +307,7 @@ def _leg(counts: LegCounts) -> dict[str, Value]:
         "copied": counts.copied,
         "spliced": counts.spliced,
         "not_spliced": counts.not_spliced,
+        "ktls": counts.ktls,
         "close_received": counts.close_received,
         "close_sent": counts.close_sent,
         "pings_sent": counts.pings_sent,

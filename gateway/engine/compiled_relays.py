@@ -9,10 +9,12 @@ Never: look at a byte. What the driver does is in `relay_loop.pyx`; where it wai
 
 import math
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.engine import descriptors
 from gateway.engine.epoll_relays import EpollRelays
+from gateway.engine.ktls_handover import KernelLeg
 from gateway.engine.link_state import OPEN, LinkState
 from gateway.engine.relay_driver import set_kernel_limits, undelivered
 from gateway.engine.secure_leg import SecureLeg
@@ -42,6 +44,7 @@ class CompiledRelays:
             ring if ring is not None else EpollRelays(descriptors.pipes_max())
         )
         self.slots: dict[Link, int] = {}
+        self._ktls: dict[Link, tuple[str, str]] = {}    # by the client, where there is TLS
 
     def fileno(self) -> int:
         """To be watched for reading; `drain` is due when it is readable. Not where a ring is."""
@@ -88,6 +91,8 @@ class CompiledRelays:
         queued = tuple(b"".join(link.queue or ()) for link in links)
         finished = tuple(link.finished for link in links)
         legs = tuple(leg_of(link) for link in links)
+        if client.ktls or upstream.ktls:
+            self._ktls[client.number] = client.ktls, upstream.ktls
         set_kernel_limits(client, upstream, rules)
         slot = self._driver.begin(
             client.number, upstream.number,
@@ -109,7 +114,15 @@ class CompiledRelays:
 
     def inspect(self, link: Link) -> tuple[LegCounts, LegCounts]:
         """Counters of a running relay."""
-        return self._driver.counts(self.slots[link])
+        return self._with_ktls(link, self._driver.counts(self.slots[link]))
+
+    def _with_ktls(
+        self, client: Link, counts: tuple[LegCounts, LegCounts]
+    ) -> tuple[LegCounts, LegCounts]:
+        told = self._ktls.get(client)
+        if told is None:
+            return counts
+        return replace(counts[0], ktls=told[0]), replace(counts[1], ktls=told[1])
 
     def active_at(self, link: Link) -> float:
         """When the last byte of the stream came."""
@@ -140,8 +153,9 @@ class CompiledRelays:
             cause, side, detail = outcome
             ended = RelayEnded(
                 now, client, upstream=upstream, cause=cause, side=side, detail=detail,
-                counts=counts,
+                counts=self._with_ktls(client, counts),
             )
+            self._ktls.pop(client, None)
             closed = (Closed(now, client, faults[0]), Closed(now, upstream, faults[1]))
             self._engine.come_back(client, upstream, ended, *closed)
 
@@ -152,10 +166,10 @@ class CompiledRelays:
         self.slots.clear()
 
 
-def leg_of(link: LinkState) -> SecureLeg | None:
+def leg_of(link: LinkState) -> SecureLeg | KernelLeg | None:
     """The TLS that goes with the link's descriptor."""
     if link.secured is None:
-        return None
+        return link.kernel
     leg = link.secured.machine
     assert isinstance(leg, SecureLeg)
     return leg.hand_over(bytes(link.secured.unsent), link.secured.owed)

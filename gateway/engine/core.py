@@ -361,6 +361,8 @@ class SocketEngine(Securing):
             assert link.state not in (CONNECTING, SECURING)
             if link.state is CLOSING or (link.state is DEAD and link.fault is None):
                 return                              # closed by order: its `Closed` is on its way
+        if self.compiled is not None:
+            self.hand_to_kernel((one, two))
         if self.compiled is not None and self.compiled.may_have(one, two):
             self.compiled.begin(one, two, rules, (from_client, from_upstream))
         else:

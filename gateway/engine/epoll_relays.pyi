@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+from gateway.engine.ktls_handover import KernelLeg
 from gateway.engine.secure_leg import SecureLeg
 from gateway.errors import Fault
 from gateway.events import Cause, LegCounts, RelayRules, Side
@@ -34,7 +35,7 @@ class EpollRelays:
         early: list[tuple[Side, bytes]],
         queued: tuple[bytes, ...],
         finished: tuple[bool, ...],
-        secure: tuple[SecureLeg | None, ...] = ...,
+        secure: tuple[SecureLeg | KernelLeg | None, ...] = ...,
         /,
     ) -> int: ...
     def end(self, index: int, cause: Cause, terms: RelayRules | None = None) -> None: ...

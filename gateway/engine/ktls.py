@@ -11,12 +11,14 @@ Facts about it (Documentation/networking/tls.rst):
   and one cipher, or EINVAL. Before that, nothing that was sealed may wait outside of the kernel.
 - Linux takes AES-128-GCM since 4.13, to receive since 4.17, TLS 1.3 and AES-256-GCM since 5.1,
   ChaCha20-Poly1305 since 5.11; new keys for the same session (KeyUpdate) since 6.14.
+- Its module "tls" is loaded at the first use by who has CAP_NET_ADMIN; else it must be there.
 - The numbers below are the kernel's ABI (include/uapi/linux/tls.h): Python has no names for them.
 
 Never: keep a secret longer than it is needed, or show one in a `repr`.
 """
 
 import hmac
+import importlib
 import os
 import socket
 import struct
@@ -30,7 +32,8 @@ TCP_ULP: Final = 31
 SOL_TLS: Final = 282
 TLS_TX: Final = 1
 TLS_RX: Final = 2
-TLS_RX_EXPECT_NO_PAD: Final = 4         # since 6.0: whoever pads is opened once more
+TLS_SET_RECORD_TYPE: Final = 1          # control messages: of what is sent, and of what came
+TLS_GET_RECORD_TYPE: Final = 2
 
 TLS_1_2: Final = "TLSv1.2"              # as OpenSSL says it, and `events.Secured` does
 TLS_1_3: Final = "TLSv1.3"
@@ -186,11 +189,14 @@ class Support:
 def support() -> Support:
     """Tried once in a process: by doing all that will be needed."""
     try:
+        importlib.import_module("gateway.engine.compiled_relays")
         with _pair() as (one, _):
             one.setsockopt(socket.IPPROTO_TCP, TCP_ULP, ULP)
+    except ImportError:
+        return Support("relays run in Python")      # which gain nothing by it
     except OSError as error:
         why = os.strerror(error.errno or 0)
-        return Support(f"the kernel has no TLS for sockets ({why}): load its module tls")
+        return Support(f"the kernel has no TLS for sockets ({why})")
     taken = frozenset(
         (version, suite) for version in _NUMBERS for suite in SUITES if _carries(version, suite)
     )

@@ -168,6 +168,9 @@ cdef extern from "<openssl/ssl.h>" nogil:
             SSL *, unsigned char *, unsigned char *, EVP_CIPHER_CTX *, EVP_MAC_CTX *, int
         )
     )
+    void SSL_CTX_set_keylog_callback(
+        SSL_CTX *context, void (*callback)(const SSL *, const char *) noexcept
+    )
     void SSL_CTX_set_alpn_select_cb(
         SSL_CTX *context,
         int (*callback)(

@@ -17,6 +17,7 @@ from gateway.errors import Fault
 from gateway.events import Address, Event, Link
 
 if TYPE_CHECKING:
+    from gateway.engine.ktls_handover import KernelLeg
     from gateway.engine.reactor import TimerOwner
     from gateway.engine.relay_driver import RelayDriver
     from gateway.engine.secure import SecureSocket
@@ -104,6 +105,8 @@ class LinkState(Endpoint):
         "finished",
         "finishing",
         "hung",
+        "kernel",
+        "ktls",
         "queue",
         "queued",
         "reading",
@@ -134,10 +137,25 @@ class LinkState(Endpoint):
         self.relay: RelayDriver | None = None
         self.secured: SecureSocket | None = None    # `sock`, where that speaks TLS
 
+        self.kernel: KernelLeg | None = None        # the kernel speaks TLS on `sock`
+        self.ktls = ""                              # that it does, or why not: see LegCounts.ktls
+
     def secure(self, secured: "SecureSocket") -> None:
         """From here on this is the socket, as far as the engine goes."""
         self.secured = secured
         self.sock = cast(socket.socket, secured)
+
+    def skip(self, count: int) -> None:
+        """So many bytes at the front of the queue are out already."""
+        assert count <= self.queued
+        self.queued -= count
+        while count:
+            assert self.queue is not None
+            first = self.queue.popleft()
+            if len(first) > count:
+                self.queue.appendleft(memoryview(first)[count:])
+            count -= min(count, len(first))
+        self.queue = self.queue or None
 
     def drop_queue(self) -> None:
         """Nothing of it will leave."""

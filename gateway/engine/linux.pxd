@@ -43,12 +43,20 @@ cdef extern from "<sys/socket.h>" nogil:
         void *msg_control
         size_t msg_controllen
         int msg_flags
+    cdef struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    unsigned char *CMSG_DATA(cmsghdr *head)
+    size_t CMSG_LEN(size_t size)
     cdef struct linger:
         int l_onoff
         int l_linger
     ssize_t recv(int fd, void *buffer, size_t size, int flags)
     ssize_t send(int fd, const void *buffer, size_t size, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    ssize_t recvmsg(int fd, msghdr *message, int flags)
     int shutdown(int fd, int how)
     int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
     int getsockopt(int fd, int level, int name, void *value, unsigned int *size)

@@ -33,6 +33,8 @@ _OPENED = memoryview(bytearray(64 * 1024))     # what far ends take out of recor
 class SimMachine:
     """See secure.Machine. A client's or a server's, by its settings."""
 
+    is_compiled = False
+
     def __init__(self, settings: TlsServer | TlsClient):
         self.finished = False
         self.pending = False
@@ -61,6 +63,10 @@ class SimMachine:
             done = self._shake_as_client(self._settings)
         self.pending = done and bool(self._incoming)
         return done
+
+    def secrets(self) -> dict[str, bytes]:
+        """See secure.Machine."""
+        return {}
 
     def facts(self) -> Facts:
         """See secure.Machine."""

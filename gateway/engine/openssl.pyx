@@ -37,6 +37,8 @@ from gateway.engine.secure_leg cimport (
 import ipaddress
 import weakref
 
+from gateway.engine.ktls_handover import secrets_of
+from gateway.engine.openssl_context import TOLD
 from gateway.engine.secure import Facts
 from gateway.engine.tls_terms import client_refused, failed, plain_name, upstream_refused
 from gateway.events import PeerCertificate
@@ -223,8 +225,11 @@ cdef class OpensslMachine(SecureLeg):
     cdef Context _context
     cdef bytes _sealed          # to be sent
     cdef object _failure
+    cdef list _told             # lines of the keylog
     cdef readonly bint finished
     cdef readonly bint pending
+
+    is_compiled = True
 
     def __init__(self, Context context):
         cdef SSL *ssl = context.begin()
@@ -232,6 +237,7 @@ cdef class OpensslMachine(SecureLeg):
         self.calls = &calls
         self._context = context
         self._sealed = b""
+        self._told = []
         if context.is_server:
             SSL_set_accept_state(ssl)
         else:
@@ -252,6 +258,9 @@ cdef class OpensslMachine(SecureLeg):
         tls.io = &io
         done = SSL_do_handshake(tls.ssl)
         tls.io = NULL
+        if TOLD:
+            self._told += TOLD
+            TOLD.clear()
         self._end(&io)
         if done == 1:
             self.pending = self._has_more()
@@ -260,6 +269,11 @@ cdef class OpensslMachine(SecureLeg):
             return False
         tls.error = take_error()
         raise self._fault()
+
+    def secrets(self):
+        """See secure.Machine."""
+        told, self._told = self._told, []
+        return secrets_of(told)
 
     def facts(self):
         """See secure.Machine."""

@@ -28,6 +28,7 @@ from gateway.engine.openssl cimport Tls
 import hashlib
 import ipaddress
 
+from gateway.engine import ktls
 from gateway.engine.tls_terms import PROFILES
 from gateway.events import TlsServer
 
@@ -38,7 +39,14 @@ cdef int terms_index = -1           # where a context of OpenSSL keeps its `Term
 cdef EVP_CIPHER *ticket_cipher = NULL
 
 
+TOLD: list[bytes] = []              # lines of the keylog: of the link whose step is done now
+
 # --- Callbacks of OpenSSL ----------------------------------------------------------------------
+
+cdef void keylog(const SSL *ssl, const char *line) noexcept with gil:
+    """A secret was made. Only where the kernel takes keys: see ktls_handover.py."""
+    TOLD.append(line)
+
 
 cdef void free_terms(
     void *parent, void *data, void *more, int index, long argl, void *argp
@@ -366,6 +374,8 @@ cdef int configure(SSL_CTX *context, object profile) except -1:
     cdef bytes ciphers = profile.ciphers.encode(), groups = profile.groups.encode()
     SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS)
     SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF)
+    if not ktls.support().missing:
+        SSL_CTX_set_keylog_callback(context, keylog)
     if (
         SSL_CTX_set_min_proto_version(context, profile.minimum) != 1
         or (ciphers and SSL_CTX_set_cipher_list(context, <const char *>ciphers) != 1)

@@ -94,6 +94,7 @@ cdef class RelayCarriage(RelaySlots):
     cdef bint send_later(self, Slot *slot, int side, int count) noexcept nogil
     cdef void forget(self, Slot *slot, int side) noexcept nogil
     cdef void count_sent(self, Slot *slot, int side, size_t sent) noexcept nogil
+    cdef bint heard(self, Slot *slot, int side, int number) noexcept nogil
     cdef void end_of(self, Slot *slot, int side) noexcept nogil
     cdef bint notify(self, Slot *slot, int side) noexcept nogil
     cdef bint receive_sealed(self, Slot *slot, int side, bint last) noexcept nogil

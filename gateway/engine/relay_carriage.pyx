@@ -127,6 +127,13 @@ cdef class RelayCarriage(RelaySlots):
     cdef void unsecure(self, Slot *slot, int side, bint abort) noexcept nogil:
         """A side that has TLS is about to be closed."""
 
+    # --- What `relay_kernel.pyx` brings --------------------------------------------------------
+
+    cdef bint heard(self, Slot *slot, int side, int number) noexcept nogil:
+        """Reading failed by this error where the kernel has TLS; True if that was no loss, but
+        something that TLS had to say. (Else `far.fault` may say what it was.)"""
+        return False
+
     # --- Reading -------------------------------------------------------------------------------
 
     cdef void _receive(self, Slot *slot, int side) noexcept nogil:
@@ -318,7 +325,7 @@ cdef class RelayCarriage(RelaySlots):
             client.ahead = client.queue_end - client.queue_start
             return True
         if count == 0:
-            self._finish_side(slot, UPSTREAM)
+            self.end_of(slot, UPSTREAM)
         elif errno == EAGAIN:
             far.again = 0                       # the pipe was empty, so it is the socket
         elif errno != EINTR:
@@ -348,7 +355,7 @@ cdef class RelayCarriage(RelaySlots):
             relay_spliced(&slot.relay, self._terms(slot), side, count, self.now)
             return True
         if count == 0:
-            self._finish_side(slot, side)
+            self.end_of(slot, side)
         elif errno != EAGAIN and errno != EINTR:
             self._lose(slot, side, errno)
         return False
@@ -553,6 +560,8 @@ cdef class RelayCarriage(RelaySlots):
 
     cdef void _lose(self, Slot *slot, int side, int number) noexcept nogil:
         """The link is gone."""
+        if slot.far[side].kernel and self.heard(slot, side, number):
+            return
         if not slot.far[side].fault:
             slot.far[side].fault = <uint8_t>(1 + self._fault_index(number))
         self._lose_with_fault(slot, side)
@@ -570,7 +579,7 @@ cdef class RelayCarriage(RelaySlots):
         """Close the descriptor, drop what waits for it and what it left behind."""
         cdef Far *far = &slot.far[side]
         cdef linger now
-        if far.tls != NULL:
+        if far.tls != NULL or far.kernel:
             self.unsecure(slot, side, abort)
         if far.fd >= 0:
             self.forget(slot, side)

@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from gateway.engine.linux cimport EPOLLIN
 from gateway.engine.pipes cimport NO_PIPE
 from gateway.engine.relay cimport OPEN, Leg
-from gateway.engine.relay_sealed cimport SealedCarriage
+from gateway.engine.relay_kernel cimport KernelCarriage
 from gateway.engine.relay_slots cimport Far, Slot
 
 cdef enum:
@@ -23,7 +23,7 @@ cdef struct PutOff:
     uint32_t mask
 
 
-cdef class RelayLoop(SealedCarriage):
+cdef class RelayLoop(KernelCarriage):
     cdef readonly uint64_t turns     # waits that found something
     cdef PutOff *_put_off            # a ring of ENDS_MAX
     cdef uint32_t _first_put_off

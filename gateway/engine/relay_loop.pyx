@@ -53,6 +53,7 @@ from gateway.engine.relay cimport (
 )
 from gateway.engine.relay_report cimport cause_number, counts_of, outcome_of
 from gateway.engine.relay_slots cimport CHUNK, UNWATCHED, Far, Slot, clock
+from gateway.engine.secure_leg cimport SecureLeg
 
 from gateway.engine.relay_report import FAULTS
 from gateway.errors import Fault
@@ -74,7 +75,7 @@ cdef enum:
     ENDS_MIN = 4                     # of them are in each portion, however long they take
 
 
-cdef class RelayLoop(SealedCarriage):
+cdef class RelayLoop(KernelCarriage):
     """All compiled relays of one engine. Every method is for the engine's thread.
 
     `begin` takes descriptors over; each relay is reported once, in what `drain`, `tick`, `end` or
@@ -117,7 +118,7 @@ cdef class RelayLoop(SealedCarriage):
 
         early: (side, bytes) in order of arrival; queued: what is older than the relay and waits
         for each side; finished: whether FIN came from each; secure: a `SecureLeg`, whose state is
-        taken over too, or None. Early bytes and what is queued are clear text.
+        taken over too, a `KernelLeg`, or None. Early bytes and what is queued are clear text.
         """
         cdef uint32_t rules = self._rules_of(terms)
         cdef uint32_t index = self._take_slot()
@@ -141,9 +142,12 @@ cdef class RelayLoop(SealedCarriage):
             count_made(L_DESCRIPTORS)
             slot.far[side].pipe = NO_PIPE
             slot.far[side].mask = UNWATCHED
-            if secure[side] is not None:
+            if isinstance(secure[side], SecureLeg):
                 self.take_leg(slot, side, secure[side], queued[side])
-            elif len(queued[side]):
+                continue
+            if secure[side] is not None:
+                self.take_kernel_leg(slot, side, secure[side])
+            if len(queued[side]):
                 view = queued[side]
                 self._keep(slot, side, &view[0], view.shape[0])
                 slot.far[side].before = view.shape[0]
@@ -151,7 +155,7 @@ cdef class RelayLoop(SealedCarriage):
             view = data
             self._feed(slot, side, &view[0], view.shape[0])
         for side in range(2):
-            if secure[side] is not None:
+            if isinstance(secure[side], SecureLeg):
                 self.open_first(slot, side, secure[side])
         for side in range(2):
             if finished[side]:
@@ -238,6 +242,7 @@ cdef class RelayLoop(SealedCarriage):
                 slot.links[CLIENT], slot.links[UPSTREAM], outcome_of(&slot.relay),
                 self._counts(slot), faults,
             ))
+            self.drop_keys(index)
             self._free_slot(index)
         self.ended_size = 0
         return result
@@ -260,6 +265,7 @@ cdef class RelayLoop(SealedCarriage):
                 if not slot.ended:
                     self._unarm(index)
                     self.live -= 1
+                self.drop_keys(index)
                 self._free_slot(index)
         self.ended_size = self.put_off_size = 0
 

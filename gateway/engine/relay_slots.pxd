@@ -40,6 +40,7 @@ cdef struct Far:
     void *tls                   # these five are of relay_sealed.pyx: NULL where there is no TLS
     const TlsCalls *calls
     size_t clear                # clear bytes that the queue stands for, behind `before`
+    uint8_t kernel              # its TLS is the kernel's, see relay_kernel.pyx
     uint8_t notified            # close_notify was said
     uint8_t truncated           # the far end's was not, and the relay ended by that
 

@@ -1,6 +1,7 @@
 """Types of `ring_relays.pyx`: compiled relays, and an engine's poller, in one ring."""
 
 from gateway.engine.epoll_relays import Outcome
+from gateway.engine.ktls_handover import KernelLeg
 from gateway.engine.secure_leg import SecureLeg
 from gateway.engine.uring_ring import Ring
 from gateway.errors import Fault
@@ -42,7 +43,7 @@ class RingRelays:
         early: list[tuple[Side, bytes]],
         queued: tuple[bytes, ...],
         finished: tuple[bool, ...],
-        secure: tuple[SecureLeg | None, ...] = ...,
+        secure: tuple[SecureLeg | KernelLeg | None, ...] = ...,
         /,
     ) -> int: ...
     def end(self, index: int, cause: Cause, terms: RelayRules | None = None) -> None: ...

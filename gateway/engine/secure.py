@@ -12,6 +12,9 @@ like the socket that it took the place of. Laws of this file:
   true as on a plain link, and what is kept here is one batch.
 - A FIN proves nothing: the end of a stream is its close_notify (RFC 8446 6.1).
 
+- Where the kernel has TLS, records are counted on their way (`ktls_handover.py`), so that the link
+  can go over to it when its relay begins.
+
 Must never: look into clear bytes, know which machine it has.
 """
 
@@ -23,6 +26,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.engine.contract import READ_MAX
+from gateway.engine.ktls_handover import Handover
 from gateway.errors import Fault, Handshake, fault_of
 from gateway.events import PeerCertificate, TlsClient, TlsServer
 
@@ -80,6 +84,9 @@ class Machine(Protocol):
     """ `open_into` has more to tell without being fed: bytes that did not fit or came with the
     handshake, close_notify or a fault behind bytes that it gave. """
 
+    is_compiled: bool
+    """ Compiled relays go on with it: it is a `SecureLeg`. """
+
     def feed(self, sealed: bytes | memoryview) -> None:
         """These bytes came. They are copied."""
 
@@ -103,6 +110,11 @@ class Machine(Protocol):
     def take(self) -> bytes:
         """What is to be sent, once."""
 
+    def secrets(self) -> dict[str, bytes]:
+        """What OpenSSL's keylog says of this link, by its labels, once: secrets, and as
+        CLIENT_RANDOM the client's random with the master secret behind it. Nothing where the
+        kernel has no use for them."""
+
 
 # Makes a machine for a new link, and keeps what is common to those of the same settings for as
 # long as these live. Raises ValueError for settings that cannot be used.
@@ -120,6 +132,7 @@ class SecureSocket:
         "_lost",
         "_said_close",
         "_scratch",
+        "handover",
         "is_ready",
         "machine",
         "owed",
@@ -128,9 +141,17 @@ class SecureSocket:
         "unsent",
     )
 
-    def __init__(self, sock: socket.socket, machine: Machine, scratch: memoryview, far: str):
+    def __init__(
+        self,
+        sock: socket.socket,
+        machine: Machine,
+        scratch: memoryview,
+        far: str,
+        handover: Handover | None = None,
+    ):
         self.sock = sock
         self.machine = machine
+        self.handover = handover                    # to the kernel, where that has TLS
         self.is_ready = False                       # the handshake is done
         self.pending = False
         self.unsent: bytes | memoryview = b""
@@ -143,9 +164,40 @@ class SecureSocket:
 
     # --- The handshake ----------------------------------------------------------------------
 
+    def feed(self, sealed: bytes | memoryview) -> None:
+        """These bytes came."""
+        if self.handover is None:
+            self.machine.feed(sealed)
+        elif self.is_ready:
+            self.handover.received(sealed)
+            self.machine.feed(sealed)
+        else:
+            self.handover.hold(sealed)
+
+    def _feed_next(self) -> bool:
+        """Where records are counted, the handshake has them one by one; True if there was one."""
+        record = b"" if self.handover is None else self.handover.next_record()
+        if record:
+            self.machine.feed(record)
+        return bool(record)
+
+    def _be_ready(self) -> None:
+        """The handshake is done."""
+        self.is_ready = True
+        self.pending = self.machine.pending
+        if self.handover is not None:
+            facts = self.machine.facts()
+            rest = self.handover.begin(facts.version, facts.cipher, self.machine.secrets())
+            if rest:
+                self.machine.feed(rest)
+                self.pending = True
+
     def shake(self) -> bool:
         """Do of the handshake what can be done now; True once it is done. Raises OSError."""
+        self._feed_next()
         while True:
+            if self.handover is not None:
+                self.handover.step()
             try:
                 done = self.machine.shake()
             except TlsFault:
@@ -156,9 +208,10 @@ class SecureSocket:
             self._collect()
             self._push()
             if done:
-                self.is_ready = True
-                self.pending = self.machine.pending
+                self._be_ready()
                 return True
+            if self._feed_next():
+                continue
             try:
                 count = self.sock.recv_into(self._scratch)
             except BlockingIOError:
@@ -166,7 +219,8 @@ class SecureSocket:
             if not count:
                 detail = f"the {self._far} left in the middle of the handshake"
                 raise TlsFault(Fault.TLS, detail, Handshake.LEFT)
-            self.machine.feed(self._scratch[:count])
+            self.feed(self._scratch[:count])
+            self._feed_next()
 
     # --- The face ---------------------------------------------------------------------------
 
@@ -202,7 +256,7 @@ class SecureSocket:
                 raise self._lost or TlsFault(Fault.TRUNCATED, TRUNCATED_DETAIL)
             received = self.sock.recv_into(self._scratch)
             if received:
-                self.machine.feed(self._scratch[:received])
+                self.feed(self._scratch[:received])
             else:
                 self._ended = True
 
@@ -262,11 +316,43 @@ class SecureSocket:
         """Give the descriptor away; the machine, `unsent` and `owed` are whose it is then."""
         return self.sock.detach()
 
+    # --- To the kernel ----------------------------------------------------------------------
+
+    def settle(self, buffer: memoryview) -> bytes:
+        """Get to where the kernel can take over: all that was sealed is out, all that came is
+        opened, and no record is half read. Returns the clear bytes of that; `handover` says whether
+        it came so far. Raises nothing: what is wrong here is told again by the next read."""
+        handover = self.handover
+        assert handover is not None and not handover.refused
+        with contextlib.suppress(OSError):
+            self._push()
+            while handover.missing:                 # of a header, then of its record
+                count = self.sock.recv_into(self._scratch[: handover.missing])
+                if not count:
+                    self._ended = True
+                    break
+                self.feed(self._scratch[:count])
+        before, clear = handover.counted, []
+        with contextlib.suppress(TlsFault):
+            while count := self.machine.open_into(buffer):
+                clear.append(bytes(buffer[:count]))
+        self._collect()
+        if handover.missing:
+            handover.refused = "a record was on its way"
+        elif self.unsent or handover.counted != before:
+            handover.refused = "what was sealed was not out"
+        elif self.machine.finished or self.machine.pending or self._ended:
+            handover.refused = "its end had come"
+        self.pending = self.machine.finished or self.machine.pending or self._ended
+        return b"".join(clear)
+
     # --- Sealed bytes -----------------------------------------------------------------------
 
     def _collect(self) -> None:
         sealed = self.machine.take()
         if sealed:
+            if self.handover is not None:
+                self.handover.sent(sealed)
             self.unsent = b"".join((self.unsent, sealed)) if self.unsent else sealed
 
     def _push(self) -> None:

@@ -17,6 +17,8 @@ import weakref
 from typing import cast
 
 from gateway import servernames
+from gateway.engine import ktls
+from gateway.engine.ktls_handover import Secrets, secrets_of
 from gateway.engine.secure import Facts, Machine, TlsFault
 from gateway.engine.tls_terms import (
     PROFILES,
@@ -52,32 +54,40 @@ class Contexts:
         self._clients: weakref.WeakKeyDictionary[TlsClient, ssl.SSLContext] = (
             weakref.WeakKeyDictionary()
         )
+        self._keylog = None if ktls.support().missing else Keylog()
 
     def __call__(self, settings: TlsServer | TlsClient) -> Machine:
         """A machine for one link. Raises ValueError for settings that cannot be used."""
         if isinstance(settings, TlsServer):
             server = self._servers.get(settings)
             if server is None:
-                server = self._servers[settings] = _server_context(settings)
-            return SslMachine(server)
+                server = self._servers[settings] = _server_context(settings, self._keylog)
+            return SslMachine(server, keylog=self._keylog)
         client = self._clients.get(settings)
         if client is None:
-            client = self._clients[settings] = _client_context(settings)
-        return SslMachine(client, settings.server_name)
+            client = self._clients[settings] = _client_context(settings, self._keylog)
+        return SslMachine(client, settings.server_name, self._keylog)
 
 
 class SslMachine:
     """See secure.Machine. With a server name it is a client's, else a server's."""
 
+    is_compiled = False
+
     __slots__ = (
-        "_failure", "_incoming", "_outgoing", "_server_name", "_ssl", "finished", "pending",
+        "_failure", "_incoming", "_keylog", "_outgoing", "_secrets", "_server_name", "_ssl",
+        "finished", "pending",
     )
 
-    def __init__(self, context: ssl.SSLContext, server_name: str = ""):
+    def __init__(
+        self, context: ssl.SSLContext, server_name: str = "", keylog: "Keylog | None" = None
+    ):
         self.finished = False
         self.pending = False
         self._server_name = server_name
         self._failure: TlsFault | None = None
+        self._keylog = keylog
+        self._secrets: Secrets = {}
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(
             self._incoming, self._outgoing,
@@ -96,8 +106,16 @@ class SslMachine:
             return False
         except ssl.SSLError as error:
             raise self._fault_of(error) from None
+        finally:
+            if self._keylog is not None:
+                self._secrets.update(self._keylog.take())
         self.pending = self._incoming.pending > 0
         return True
+
+    def secrets(self) -> Secrets:
+        """See secure.Machine."""
+        secrets, self._secrets = self._secrets, {}
+        return secrets
 
     def facts(self) -> Facts:
         """See secure.Machine."""
@@ -188,16 +206,41 @@ def _name_of(kind: str, name: str) -> str:
 # --- Contexts -------------------------------------------------------------------------------------
 
 
+class Keylog:
+    """The secrets of handshakes, which `ssl` tells by a file only: it gets one that is nowhere, and
+    it is emptied after each step. One thread does one step at a time, so what is in it is of the
+    link that made it."""
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("keylog")
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def listen(self, context: ssl.SSLContext) -> None:
+        """Have this context tell its secrets."""
+        context.keylog_filename = f"/proc/self/fd/{self._fd}"
+
+    def take(self) -> Secrets:
+        """What was told since the last time."""
+        size = os.fstat(self._fd).st_size
+        if not size:
+            return {}
+        lines = os.pread(self._fd, size, 0).splitlines()
+        os.ftruncate(self._fd, 0)
+        return secrets_of(lines)
+
+
 class _Asked(ssl.SSLObject):
     """Remembers which name the client asked for."""
 
     asked = ""
 
 
-def _server_context(settings: TlsServer) -> ssl.SSLContext:
+def _server_context(settings: TlsServer, keylog: Keylog | None) -> ssl.SSLContext:
     """That of the first certificate, which goes over to another's by the name."""
     assert settings.certificates
-    contexts = {id(pair): _pair_context(settings, pair) for pair in settings.certificates}
+    contexts = {id(pair): _pair_context(settings, pair, keylog) for pair in settings.certificates}
     first = contexts[id(settings.certificates[0])]
     certificates = settings.certificates
 
@@ -212,8 +255,12 @@ def _server_context(settings: TlsServer) -> ssl.SSLContext:
     return first
 
 
-def _pair_context(settings: TlsServer, pair: KeyPair) -> ssl.SSLContext:
+def _pair_context(
+    settings: TlsServer, pair: KeyPair, keylog: Keylog | None
+) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if keylog is not None:
+        keylog.listen(context)
     profile = PROFILES[settings.profile]
     if profile.minimum == VERSION_1_2:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -231,10 +278,12 @@ def _pair_context(settings: TlsServer, pair: KeyPair) -> ssl.SSLContext:
     return context
 
 
-def _client_context(settings: TlsClient) -> ssl.SSLContext:
+def _client_context(settings: TlsClient, keylog: Keylog | None) -> ssl.SSLContext:
     if not settings.server_name:
         raise ValueError("there is no server name")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if keylog is not None:
+        keylog.listen(context)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.check_hostname = settings.verify

@@ -129,7 +129,9 @@ _REASONS = {
         Handshake.CIPHER, "the {far} takes no signature that our certificate can make",
     ),
     "SSLV3_ALERT_HANDSHAKE_FAILURE": (
-        Handshake.CIPHER, "the {far} finds nothing that both sides speak",
+        # In TLS 1.2 also of a server that was shown no certificate (RFC 5246 7.4.6).
+        Handshake.CIPHER,
+        "the {far} finds nothing that both sides speak, or it wants another certificate",
     ),
     "NO_APPLICATION_PROTOCOL": (
         Handshake.OTHER, "the {far} offers no protocol that is spoken here (ALPN)",

@@ -213,10 +213,11 @@ class Asking(Securing):
         self._fail_upstream(502, "the upstream closed before its answer")
 
     def on_upstream_lost(self, event: events.Closed) -> None:
-        """RST instead of an answer."""
+        """RST instead of an answer; or an alert: in TLS 1.3 a client's certificate is judged behind
+        the handshake (RFC 8446 4.4.2.4)."""
         self.upstream_open = False
-        fault = event.fault.value if event.fault else "closed"
-        self._fail_upstream(502, f"the upstream was lost before its answer: {fault}")
+        why = event.detail or (event.fault.value if event.fault else "closed")
+        self._fail_upstream(502, f"the upstream was lost before its answer: {why}")
 
     def on_answer_timed_out(self, event: events.TimedOut) -> None:
         """answer_timeout."""

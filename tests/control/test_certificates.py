@@ -106,6 +106,21 @@ def test_an_upstream(folder: Folder) -> None:
     assert (one.server_name, one.verify, one.ca) == ("x.test", False, b"")
 
 
+@pytest.mark.parametrize(("host", "server_name"), [
+    ("app.test.", "app.test"), ("10.0.0.1", "10.0.0.1"), ("::1", "::1"), ("", "localhost"),
+])
+def test_the_name_of_an_endpoint(host: str, server_name: str) -> None:
+    """As a certificate has it."""
+    entry = EndpointEntry(url="wss://", host=host)
+    upstream = Upstream(
+        name="app", scheme="wss", entries=(entry,), tls=UpstreamTls(verify=False)
+    )
+    table, _ = secured(Table(upstreams={"app": upstream}))
+    secure = table.upstreams["app"].entries[0].secure
+    assert secure is not None
+    assert secure.server_name == server_name
+
+
 def test_a_byte_stream_offers_no_http(folder: Folder) -> None:
     """Who is behind it may speak anything."""
     table = outward(folder)
@@ -232,6 +247,17 @@ def test_what_was_good_before_stays_toward_upstreams(folder: Folder) -> None:
         before.upstreams["app"].entries, after.upstreams["app"].entries, strict=True
     ):
         assert vault.alike(old.secure, new.secure)
+
+
+def test_a_pair_that_is_a_listeners_and_an_upstreams_keeps_its_names(folder: Folder) -> None:
+    """By which it is chosen."""
+    table = replace(
+        table_of(files(folder)), upstreams=outward(folder, certificate=files(folder)).upstreams
+    )
+    before, _ = secured(table)
+    (folder.path / "a.crt").write_bytes(b"")
+    after, _ = secured(table, None, before)
+    assert vault.alike(before.listeners[0].secure, after.listeners[0].secure)
 
 
 def test_a_renewed_one_is_taken(folder: Folder) -> None:

@@ -15,6 +15,7 @@ from end_to_end.secure import NAMES, Folder, secured, tls_head
 from end_to_end.wire import BINARY, TEXT, frame, upgrade
 from gateway import __version__
 from gateway.control import config, doctor, parts
+from gateway.engine import ktls
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "gateway"]
@@ -238,6 +239,27 @@ def test_pipes_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_all
     assert "nothing is spliced" in line_with(text, "256 KiB cannot be had")
     assert "fs.pipe-user-pages-soft" in text
+
+
+SOME = frozenset({(ktls.TLS_1_3, ktls.AES_128), (ktls.TLS_1_2, ktls.AES_128)})
+
+
+@pytest.mark.parametrize(("found", "level", "told"), [
+    (ktls.Support("it has none"), "note", "TLS stays in user space, and what it carries is copied"),
+    (ktls.Support("", SOME), "ok", "AES-128-GCM; a KeyUpdate ends the session"),
+    (ktls.Support("", SOME, rekeys=True), "ok", "AES-128-GCM; a KeyUpdate is followed"),
+], ids=["none", "some", "new keys"])
+def test_whether_the_kernel_does_tls(
+    monkeypatch: pytest.MonkeyPatch, found: ktls.Support, level: str, told: str
+) -> None:
+    """What was tried, and how to get it."""
+    if parts.RELAY.why_missing():
+        pytest.skip("relays are not compiled here")
+    monkeypatch.setattr(ktls, "support", lambda: found)
+    text, has_all = doctor.examine(None)
+    assert has_all
+    assert line_with(text, told).split()[0] == level
+    assert ("modprobe tls" in text) == bool(found.missing)
 
 
 # --- Where nothing is compiled --------------------------------------------------------------------

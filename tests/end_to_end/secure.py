@@ -83,13 +83,14 @@ def tls_head(*further: str) -> str:
 
 
 def secured(
-    gateway: Gateway, context: ssl.SSLContext, server_name: str = "localhost", listener: int = 0
+    gateway: Gateway, context: ssl.SSLContext, server_name: str = "localhost", listener: int = 0,
+    session: ssl.SSLSession | None = None,
 ) -> Wire:
     """A client's connection, behind its handshake. Raises ssl.SSLError where that fails."""
     bound = gateway.bound[listener]
     raw = socket.create_connection((bound.host, bound.port), PATIENCE)
     try:
-        return Wire(context.wrap_socket(raw, server_hostname=server_name))
+        return Wire(context.wrap_socket(raw, server_hostname=server_name, session=session))
     except BaseException:
         raw.close()
         raise
@@ -139,10 +140,7 @@ def answering(context: ssl.SSLContext | None, answer: bytes = b"") -> Iterator[i
                     end, _ = listening.accept()
                     end.settimeout(PATIENCE)
                     with contextlib.closing(end):
-                        far = context.wrap_socket(end, server_side=True) if context else end
-                        with contextlib.closing(far):
-                            far.recv(1024)
-                            far.sendall(answer)
+                        _answer(end, context, answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -154,6 +152,26 @@ def answering(context: ssl.SSLContext | None, answer: bytes = b"") -> Iterator[i
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 pass
             thread.join()
+
+
+def _answer(end: socket.socket, context: ssl.SSLContext | None, answer: bytes) -> None:
+    """One connection of `answering`. Where the handshake fails its alert is not destroyed by the
+    RST of a close on top of what was sent already."""
+    if context is None:
+        end.recv(1024)
+        end.sendall(answer)
+        return
+    with contextlib.closing(context.wrap_socket(
+        end, server_side=True, do_handshake_on_connect=False
+    )) as far:
+        try:
+            far.do_handshake()
+            far.recv(1024)
+            far.sendall(answer)
+        except ssl.SSLError:
+            socket.socket.shutdown(far, socket.SHUT_WR)
+            while socket.socket.recv(far, 4096):
+                pass
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 from websockets.sync.client import connect as connect_sync
 
 from end_to_end.kit import Gateway, Starter, route
-from end_to_end.reloads import successor
+from end_to_end.reloads import successor, write
 from end_to_end.secure import (
     NAMES,
     Folder,
@@ -241,6 +241,30 @@ def test_a_client_certificate_is_told(
     assert asked.get(b"X-Client-Cert-Names") == b'"DNS:DNS-less.test", "URI:spiffe://a.test/zoe"'
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("listener", [1, 2])
+def test_a_client_that_resumes_is_still_known(
+    gateway: Gateway, folder: Folder, upstream: Upstream, listener: int, version: ssl.TLSVersion
+) -> None:
+    """Its certificate is in its ticket, and upstreams are told of it."""
+    context = folder.client("client")
+    context.maximum_version = version
+    session: ssl.SSLSession | None = None
+    told = []
+    for _ in range(2):
+        with secured(gateway, context, listener=listener, session=session) as client:
+            assert isinstance(client.socket, ssl.SSLSocket)
+            assert client.socket.session_reused is (session is not None)
+            client.send(upgrade("/ws"))
+            with upstream.accept() as service:
+                asked = service.read_head()
+                service.send(switching(asked))
+                assert client.read_head().status == 101
+                session = client.socket.session          # TLS 1.3: the ticket came by now
+        told.append(asked.get(b"Client-Cert"))
+    assert told[0] == told[1] is not None
+
+
 def test_where_one_is_only_requested_others_come_in(
     gateway: Gateway, folder: Folder, upstream: Upstream
 ) -> None:
@@ -348,6 +372,29 @@ def test_a_broken_pair_leaves_the_old_one(
 def der_of_file(file: Path) -> bytes:
     """A certificate in PEM."""
     return ssl.PEM_cert_to_DER_cert(file.read_text())
+
+
+def test_tls_comes_and_goes_with_a_reload(
+    start: Starter, engine: str, tmp_path: Path
+) -> None:
+    """On the same port; who was there before stays as they were."""
+    own = Folder(tmp_path)
+    own.issue("a", *NAMES)
+    routes = route("echo", "builtin:echo") + route("page", "builtin:page", path="/")
+    plain = tls_head() + '[[listener]]\naddress = "127.0.0.1:0"\n' + routes
+    gateway = start(plain)
+    with connect_sync(f"ws://127.0.0.1:{gateway.port}/echo") as before:
+        write(gateway, tls_head() + own.listener("a") + routes, engine)
+        gateway.ask("reload")
+        with secured(gateway, own.client()) as wire:
+            assert status_of(gateway, wire) == 200
+            write(gateway, plain, engine)
+            gateway.ask("reload")
+            assert status_of(gateway, wire) == 200
+        with gateway.connect() as wire:
+            assert status_of(gateway, wire) == 200
+        before.send("still here")
+        assert before.recv() == "still here"
 
 
 def test_a_program_that_replaces_another(changing: tuple[Gateway, Folder]) -> None:

@@ -133,6 +133,18 @@ def test_a_server_that_may_not(
     gateway.said("an endpoint cannot be connected")
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_server_that_wants_a_certificate(
+    start: Starter, folder: Folder, version: ssl.TLSVersion
+) -> None:
+    """The sentence speaks of one, where none is set. With TLS 1.3 it comes behind the handshake."""
+    context = folder.server("good", asks=True)
+    context.maximum_version = version
+    with answering(context) as port:
+        gateway = start(upstream_table(f"wss://localhost:{port}", f'ca = "{folder.ca}"'))
+        assert "certificate" in refused(gateway)
+
+
 def test_the_store_of_the_system(start: Starter, folder: Folder) -> None:
     """It does not know our authority, and the sentence says that a `ca` can be named."""
     with answering(folder.server("good")) as port:

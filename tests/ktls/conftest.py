@@ -5,7 +5,10 @@ import os
 
 import pytest
 
+from end_to_end import kit
 from gateway.engine import ktls
+
+kit.START_LIMIT = 300.0         # where the processor is emulated, imports take their time
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ PACKAGES = PROJECT / "packages"
 PARTS = ("gateway", "tests", "tools", "pyproject.toml", "certs", "routes")
 PROGRAMS = ("sh", "openssl", "cat", "ls")
 SKIPPED = {
-    "__pycache__", "node_modules", "test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip",
+    "node_modules", "test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip",
     "site-packages", "dist-packages", "turtledemo", "bench", "corpus", "golden", "autobahn",
 }
 HEAVY = {                           # of the environment: for checks and builds, not for tests
@@ -57,26 +57,28 @@ class Archive:
         self._made.add(path)
         self._entry(path, stat.S_IFDIR | 0o755, b"")
 
-    def file(self, path: str, content: bytes, *, runs: bool = False) -> None:
+    def file(self, path: str, content: bytes, *, runs: bool = False, time: int = 0) -> None:
         """A file, once; the first of a name counts."""
         if path in self._made:
             return
         self.folder(str(Path(path).parent))
         self._made.add(path)
-        self._entry(path, stat.S_IFREG | (0o755 if runs else 0o644), content)
+        self._entry(path, stat.S_IFREG | (0o755 if runs else 0o644), content, time)
 
     def copy(self, source: Path, path: str) -> None:
-        """A file of this machine."""
-        self.file(path, source.read_bytes(), runs=os.access(source, os.X_OK))
+        """A file of this machine, with its time: what Python has compiled counts by that."""
+        about = source.stat()
+        runs = bool(about.st_mode & stat.S_IXUSR)
+        self.file(path, source.read_bytes(), runs=runs, time=int(about.st_mtime))
 
     def close(self) -> None:
         """The end of the archive."""
         self._entry("TRAILER!!!", 0, b"")
 
-    def _entry(self, path: str, mode: int, content: bytes) -> None:
+    def _entry(self, path: str, mode: int, content: bytes, time: int = 0) -> None:
         name = path.lstrip("/").encode() + b"\0"
         inode = len(self._made)
-        fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name), 0)
+        fields = (inode, mode, 0, 0, 1, time, len(content), 0, 0, 0, 0, len(name), 0)
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + name
         self._out.write(head + bytes(-len(head) % 4))
         self._out.write(content + bytes(-len(content) % 4))
@@ -117,7 +119,7 @@ def _files(top: Path, skipped: set[str]) -> Iterator[Path]:
     for folder, below, names in os.walk(top):
         below[:] = sorted(name for name in below if name not in skipped)
         for name in sorted(names):
-            if not name.endswith((".a", ".pyc", ".c", ".html")) or "protocol" in folder:
+            if not name.endswith((".a", ".c", ".html")) or "protocol" in folder:
                 yield Path(folder, name)
 
 
@@ -138,7 +140,7 @@ def _packages() -> Iterator[tuple[Path, str]]:
             continue
         for file in found.files or ():
             source = Path(str(found.locate_file(file)))
-            if ".." not in file.parts and "__pycache__" not in file.parts and source.is_file():
+            if ".." not in file.parts and source.is_file():
                 yield source, str(PACKAGES / file)
 
 

@@ -28,32 +28,32 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def unpacked() -> Path:
-    """The folder with `boot` and `lib/modules` of the kernel."""
+    """The folder with the kernel and its modules, which newer Debian has in several packages."""
     place = PLACE / "kernel"
     if not place.is_dir():
         part = PLACE / "kernel.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        told = run("apt-cache", "depends", "--important", PACKAGE)
-        image = re.search(r"Depends: (linux-image-\S+)", told)
-        assert image is not None, f"{PACKAGE} depends on no kernel: {told}"
-        run("apt-get", "-qq", "download", image[1], cwd=part)
-        (package,) = part.glob("*.deb")
-        run("dpkg-deb", "-x", package.name, ".", cwd=part)
-        package.unlink()
+        told = run("apt-cache", "depends", "--important", "--recurse", PACKAGE)
+        wanted = set(re.findall(r"Depends: (linux-(?:image|binary|modules)-\d\S+)", told))
+        assert wanted, f"{PACKAGE} depends on no kernel: {told}"
+        run("apt-get", "-qq", "download", *sorted(wanted), cwd=part)
+        for package in part.glob("*.deb"):
+            run("dpkg-deb", "-x", package.name, ".", cwd=part)
+            package.unlink()
         part.rename(place)
     return place
 
 
 def image() -> Path:
     """The kernel to boot."""
-    (found,) = (unpacked() / "boot").glob("vmlinuz-*")
+    (found,) = unpacked().rglob("vmlinuz*")
     return found
 
 
 def modules() -> list[Path]:
     """Those of MODULES that this kernel has, and what they need, in the order to load them."""
-    there = {_name(path.name): path for path in (unpacked() / "lib").rglob("*.ko*")}
+    there = {_name(path.name): path for path in unpacked().rglob("*.ko*")}
     ordered: dict[str, Path] = {}
 
     def add(name: str) -> None:

@@ -356,6 +356,19 @@ def test_an_upstream_whose_certificate_does_not_hold(begin: Stage) -> None:
     play.leaves()
 
 
+def test_an_upstream_that_refuses_us_behind_the_handshake(begin: Stage) -> None:
+    """As TLS 1.3 has it of a client's certificate: the record has the sentence all the same."""
+    play = begin(outward=OUTWARD)
+    play.received(C, upgrade()).looked_at = True
+    play.connected().says(Secure(U, OUTWARD))
+    play.secured(U).looked_at = True
+    play.lost(U, Fault.TLS, "it wants a certificate").looked_at = True
+    record = play.records[-1]
+    assert record.status == 502
+    assert record.detail == "the upstream was lost before its answer: it wants a certificate"
+    play.leaves()
+
+
 def test_an_upstream_that_never_ends_its_handshake(begin: Stage) -> None:
     """connect_timeout is for it, too."""
     play = begin(outward=OUTWARD)
