@@ -220,6 +220,7 @@ def test_an_address_that_becomes_free_is_taken_then(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         write(gateway, head(listen=("127.0.0.1:0", f"127.0.0.1:{port}")) + echoing, engine)
+        gateway.signal(signal.SIGHUP)
         gateway.said("the table is not reloaded")
         assert gateway.ask("status")["reloads"]["retried"]
         done = gateway.command("reload")
