@@ -239,7 +239,7 @@ def test_who_waits_on_a_listener_that_goes_is_served(start: Starter, engine: str
     os.kill(worker, signal.SIGSTOP)
     try:
         with contextlib.ExitStack() as waiting:
-            clients = [waiting.enter_context(gateway.connect(1)) for _ in range(400)]
+            clients = [waiting.enter_context(gateway.connect(1)) for _ in range(200)]
             for one in clients:
                 one.send(upgrade("/echo"))
             write(gateway, head() + echoing, engine)
