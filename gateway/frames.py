@@ -422,9 +422,10 @@ class Cursor:
 class TextWrapper:
     """Cuts a byte stream into pieces of whole characters, for text frames."""
 
-    __slots__ = ("_utf8",)
+    __slots__ = ("_utf8", "broken")
 
     def __init__(self) -> None:
+        self.broken = False        # a byte came that cannot be UTF-8: do not feed
         self._utf8 = Utf8()
 
     @property
@@ -432,9 +433,11 @@ class TextWrapper:
         """The stream stands inside a character."""
         return bool(self._utf8.held)
 
-    def feed(self, data: bytes) -> bytes | None:
-        """The bytes up to the last whole character, or None where they are not UTF-8."""
+    def feed(self, data: bytes) -> bytes:
+        """What came up to the last whole character before a byte that cannot be UTF-8."""
         held = self._utf8.held
-        if self._utf8.feed(data) < len(data):
-            return None
+        good = self._utf8.feed(data)
+        if good < len(data):
+            self.broken = True
+            return (held + data[:good]).decode("utf-8", "ignore").encode()
         return (held + data)[: len(held) + len(data) - len(self._utf8.held)]

@@ -308,14 +308,12 @@ class Relay:
         opcode = frames.BINARY
         if self._wrapper is not None:
             opcode = frames.TEXT
-            text = self._wrapper.feed(data)
-            if text is None:
-                self._end(Cause.TEXT, Side.UPSTREAM, "bytes that are not UTF-8", now)
-                return
-            data = text
+            data = self._wrapper.feed(data)
         if data:
             self.legs[Side.UPSTREAM].wrapped += 1
             self._put(self.legs[Side.CLIENT], frames.build_header(opcode, len(data)) + data, now)
+        if self._wrapper is not None and self._wrapper.broken:
+            self._end(Cause.TEXT, Side.UPSTREAM, "bytes that are not UTF-8", now)
 
     def _put(self, leg: Leg, data: bytes, now: float) -> None:
         """Queue bytes for a leg that can still be told things."""

@@ -448,8 +448,8 @@ class Report:
     """Where a process says things. `flush` puts out what was said since the last one.
 
     `style` is "text" or "json" (`gateway.log`). Descriptors are duplicated, not taken. The worker
-    calls `flush` once a turn, so that one write carries what a whole batch had to say, and again a
-    little later while `waiting`.
+    calls `flush` at once, or some milliseconds after the last time, so that in a storm one write
+    carries what many had to say; and again a little later while `waiting`.
     """
 
     def __init__(

@@ -113,8 +113,7 @@ class Supervisor:
     """See the module's docstring. `run` is its life, in the main thread.
 
     `terms` are what the workers obey first; on the `board` they count; `sockets` is whose their
-    files are. Give it an `attendant`
-    before it runs.
+    files are. Give it an `attendant` before it runs.
     """
 
     attendant: Attendant
@@ -177,7 +176,8 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _hear_signals(self) -> Iterator[None]:
-        """Signals are heard as long as this lasts. Then they are blocked: we are leaving."""
+        """Signals are heard as long as this lasts. Then they are ignored: we are leaving."""
+        # Not by the loop, which gives each its default back. Blocked, another thread takes it.
         handlers: dict[int, Callable[[], None]] = {
             signal.SIGTERM: self._on_terminate,
             signal.SIGINT: self._on_interrupt,
@@ -185,13 +185,14 @@ class Supervisor:
             signal.SIGUSR2: self._on_replace,
         }
         for number, handler in handlers.items():
-            self._loop.add_signal_handler(number, handler)
+            signal.signal(
+                number, lambda *_, handler=handler: self._loop.call_soon_threadsafe(handler)
+            )
         try:
             yield
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
             for number in handlers:
-                self._loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
 
     async def _welcome(self, index: int, spawned: Spawned) -> None:
         """Hear a new process, and tell it what to begin with."""

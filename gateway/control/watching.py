@@ -96,6 +96,7 @@ class Watch:
     def _run(self) -> None:
         try:
             while not self._stopped.is_set():
+                self._look()             # of what came while nothing was watched nobody tells
                 self._watch_once()
         except Exception as error:  # noqa: BLE001 - inotify's limits, or a mistake of watchfiles
             why = str(error)

@@ -326,21 +326,22 @@ cdef size_t wrap(
     """Bytes of a raw upstream become one frame; gives how much was consumed."""
     cdef Utf8 check
     cdef size_t good = size
+    cdef bint wrong = False
     if rules.raw_text:
         check.need = 0
         good = utf8_walk(&check, data, size)
-        if good < size:
-            end_with(relay, rules, C_TEXT, UPSTREAM, D_NOT_TEXT, now, out)
-            return size
+        wrong = good < size
         if check.need:
             # Step back to where the character began that is not whole.
             good -= 1
             while data[good] & 0xC0 == 0x80:
                 good -= 1
-        if not good:
-            return 0
-    put_header(relay, rules, good, now, out)
-    put(relay, rules, CLIENT, data, good, now, out)
+    if good:
+        put_header(relay, rules, good, now, out)
+        put(relay, rules, CLIENT, data, good, now, out)
+    if wrong:
+        end_with(relay, rules, C_TEXT, UPSTREAM, D_NOT_TEXT, now, out)
+        return size
     return good
 
 

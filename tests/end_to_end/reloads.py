@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from control.volume import config_map
-from end_to_end.kit import Gateway, launch, on_engine
+from end_to_end.kit import START_LIMIT, Gateway, launch, on_engine
 from end_to_end.wire import PATIENCE
 
 SIZES = [0, 1, 125, 126, 1000, 70_000, 300_000]
@@ -155,7 +155,7 @@ def successor(gateway: Gateway, *, signalled: bool = False) -> Iterator[int]:
     def there() -> bool:
         return any('"the new program serves' in line for line in gateway.err.lines)
 
-    assert gateway.err.wait(there, PATIENCE), gateway.messages
+    assert gateway.err.wait(there, START_LIMIT), gateway.messages
     lines = [line for line in gateway.err.lines if '"serving"' in line]
     assert len(lines) == count + 1
     found = re.search(r'"pid":(\d+)', lines[-1])

@@ -170,11 +170,12 @@ def test_text_down_is_never_cut_inside_a_character(ends: Ends) -> None:
 
 
 def test_text_down_that_is_not_utf8(ends: Ends) -> None:
-    """The upstream broke its promise: it is reset, and the client told."""
+    """The upstream broke its promise: it is reset, and the client told, behind what was text."""
     client, service = ends.raw("/text")
     service.send(b"fine")
     assert payloads(client, 4, TEXT) == b"fine"
-    service.send(b"\xff")
+    service.send(b"so far\xe2\x82\xff and no further")
+    assert payloads(client, 6, TEXT) == b"so far"
     assert client.read_close().code == 1014
     service.expect_reset()
     assert ends.record(cause="text", blame="upstream")

@@ -222,6 +222,16 @@ def test_drain_on_top_of_unread_requests(
     upstream.forget()                            # it may have been read before the signal
 
 
+def test_signals_at_the_very_end_change_nothing(start: Starter, table_of: str) -> None:
+    """Whoever reloads, or ends it once more, does not make a failure of its exit."""
+    gateway = start(table_of)
+    gateway.signal(signal.SIGTERM)
+    while gateway.process.poll() is None:
+        gateway.signal(signal.SIGHUP)
+        gateway.signal(signal.SIGUSR2)
+    assert gateway.wait() == 0
+
+
 def test_drain_with_nobody_there(start: Starter, table_of: str) -> None:
     """At once: 0."""
     gateway = start(table_of)

@@ -220,6 +220,7 @@ def test_an_address_that_becomes_free_is_taken_then(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         write(gateway, head(listen=("127.0.0.1:0", f"127.0.0.1:{port}")) + echoing, engine)
+        gateway.signal(signal.SIGHUP)
         gateway.said("the table is not reloaded")
         assert gateway.ask("status")["reloads"]["retried"]
         done = gateway.command("reload")
@@ -238,7 +239,7 @@ def test_who_waits_on_a_listener_that_goes_is_served(start: Starter, engine: str
     os.kill(worker, signal.SIGSTOP)
     try:
         with contextlib.ExitStack() as waiting:
-            clients = [waiting.enter_context(gateway.connect(1)) for _ in range(400)]
+            clients = [waiting.enter_context(gateway.connect(1)) for _ in range(200)]
             for one in clients:
                 one.send(upgrade("/echo"))
             write(gateway, head() + echoing, engine)

@@ -93,9 +93,9 @@ def test_an_init_is_told_of_a_new_program(tmp_path: Path, ears: socket.socket) -
             told = hear(ears, "MAINPID=")
             new = int(told.splitlines()[0].removeprefix("MAINPID="))
             assert "READY=1" in told
-            assert program.wait(PATIENCE) == 0
             os.kill(new, signal.SIGTERM)
             hear(ears, "STOPPING=1")
+            assert program.wait(PATIENCE) == 0
         finally:
             program.kill()
 

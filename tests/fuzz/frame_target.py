@@ -124,14 +124,17 @@ def _wrap(stream: bytes) -> None:
     wrapper, out = TextWrapper(), b""
     for piece in _pieces(stream, 3):
         text = wrapper.feed(piece)
-        if text is None:
-            try:
-                stream.decode()
-            except UnicodeDecodeError:
-                return
-            raise AssertionError("UTF-8 was refused")
         text.decode()
         out += text
+        if wrapper.broken:
+            break
     assert stream.startswith(out)
+    if wrapper.broken:                         # all that is whole before the first bad byte
+        try:
+            stream.decode()
+        except UnicodeDecodeError as error:
+            assert len(out) == error.start
+            return
+        raise AssertionError("UTF-8 was refused")
     assert len(stream) - len(out) <= 3
     assert wrapper.holds is (len(out) < len(stream))

@@ -3,6 +3,7 @@
 Every test runs through the reference in Python and through the compiled rules.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -573,6 +574,19 @@ def test_raw_bytes_that_are_not_text(data: bytes) -> None:
     line.pump()
 
     assert (line.relay.cause, line.relay.side) == (Cause.TEXT, U)
+    assert line.codes(C) == [1014]
+
+
+@pytest.mark.parametrize("cuts", [(), (2,), (4,), (5,), (2, 4, 5)])
+def test_raw_text_before_a_bad_byte_passes_however_it_is_cut(cuts: tuple[int, ...]) -> None:
+    line = Line(raw=True, raw_text=True)
+    data = "ok€".encode() + b"\xe2\x82\xff" + b"more"
+    for start, stop in itertools.pairwise((0, *cuts, len(data))):
+        line.receive(U, data[start:stop])
+    line.pump()
+
+    sent = line.sent(C)
+    assert b"".join(payload for opcode, payload in sent if opcode == frames.TEXT) == data[:5]
     assert line.codes(C) == [1014]
 
 
