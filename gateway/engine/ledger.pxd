@@ -34,7 +34,7 @@ cdef enum:
     L_PIPES                     # two descriptors each
     L_PIPES_LENT
     L_CONTEXTS                  # of TLS, one for each settings
-    L_SECURED                   # links' states of TLS
+    L_SECURED                   # states of TLS that relays have
     L_KINDS
 
 cdef struct Ledger:

@@ -21,5 +21,10 @@ def entries() -> dict[str, tuple[int, int]]:
 
 
 def not_freed() -> dict[str, int]:
-    """The kinds of which something is left, and how much."""
-    return {kind: made - freed for kind, (made, freed) in entries().items() if made != freed}
+    """The kinds of which something is left, and how much. Contexts are left out: they live as long
+    as the settings that they were made of."""
+    return {
+        kind: made - freed
+        for kind, (made, freed) in entries().items()
+        if made != freed and kind != "contexts"
+    }

@@ -21,7 +21,6 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from gateway.engine.ledger cimport L_SECURED, count_freed, count_made, law
 from gateway.engine.libssl cimport *
 from gateway.engine.openssl_context cimport Context
 from gateway.engine.secure_leg cimport (
@@ -178,7 +177,6 @@ cdef void tls_free(void *state) noexcept nogil:
     SSL_free(tls.ssl)
     X509_free(tls.refused)
     free(tls)
-    count_freed(L_SECURED)
 
 
 cdef Tls *tls_new(SSL *ssl) except NULL:
@@ -194,7 +192,6 @@ cdef Tls *tls_new(SSL *ssl) except NULL:
     BIO_set_data(bio, tls)
     BIO_set_init(bio, 1)
     SSL_set_bio(ssl, bio, bio)
-    count_made(L_SECURED)
     return tls
 
 
@@ -224,7 +221,6 @@ cdef class OpensslMachine(SecureLeg):
 
     cdef Context _context
     cdef bytes _sealed          # to be sent
-    cdef object _failure
     cdef list _told             # lines of the keylog
     cdef readonly bint finished
     cdef readonly bint pending
@@ -301,9 +297,6 @@ cdef class OpensslMachine(SecureLeg):
         cdef TlsIo io
         cdef size_t count
         cdef int ended
-        if self._failure is not None:
-            self.pending = False
-            raise self._failure
         self._begin(&io)
         ended = tls_open(self.state, &io, &room[0], room.shape[0], &count)
         self._end(&io)
@@ -312,10 +305,9 @@ cdef class OpensslMachine(SecureLeg):
             self.finished = True
             self.pending = count > 0
         elif ended == TLS_BROKEN:
-            self._failure = self._fault()
-            self.pending = count > 0
+            self.pending = count > 0        # the next call says it
             if not count:
-                raise self._failure
+                raise self._fault()
         return count
 
     def seal(self, data):

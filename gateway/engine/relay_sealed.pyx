@@ -22,7 +22,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from gateway.engine.codes cimport C_TRUNCATED
-from gateway.engine.ledger cimport law
+from gateway.engine.ledger cimport L_SECURED, count_freed, count_made, law
 from gateway.engine.linux cimport MSG_NOSIGNAL, recv, send
 from gateway.engine.relay cimport (
     OWN_MAX,
@@ -77,6 +77,7 @@ cdef class SealedCarriage(RelayCarriage):
             raise MemoryError
         far.tls, far.calls = leg.state, leg.calls
         leg.state = NULL
+        count_made(L_SECURED)
         slot.sealed = 1
         if leg.unsent:
             self._keep(slot, side, <const uint8_t *><char *>leg.unsent, len(leg.unsent))
@@ -279,6 +280,7 @@ cdef class SealedCarriage(RelayCarriage):
         if far.fd >= 0 and not abort and not far.fault and far.queue == NULL:
             self.notify(slot, side)
         far.calls.free(far.tls)
+        count_freed(L_SECURED)
         far.tls = NULL
 
 

@@ -1,6 +1,5 @@
 """The rig: each test that asks for one runs on every engine, and nothing may be left behind."""
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +25,6 @@ def created_equals_freed() -> Iterator[None]:
         yield
         return
     yield
-    if ledger.not_freed():
-        gc.collect()                # contexts of TLS go with engines, which are cycles of Python's
     assert ledger.not_freed() == {}
 
 

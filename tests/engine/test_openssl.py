@@ -1,5 +1,6 @@
 """OpenSSL's machines: which certificate is chosen, which tickets are good, what is refused."""
 
+import gc
 import os
 import random
 import ssl
@@ -10,6 +11,7 @@ import pytest
 from engine.authority import Authority
 from gateway import servernames
 from gateway.control.parts import OPENSSL
+from gateway.engine import ledger
 from gateway.events import KeyPair, TlsClient, TlsServer
 
 if OPENSSL.why_missing():
@@ -194,3 +196,19 @@ def test_what_is_sealed_is_in_few_records() -> None:
         sizes.append(size)
         sealed = sealed[5 + size :]
     assert [size - 17 for size in sizes] == [16_384] * 6 + [100_000 - 6 * 16_384]
+
+
+def test_contexts_go_with_their_settings() -> None:
+    """And with the last machine that was made of them; counted in a debug build."""
+    if not ledger.is_kept():
+        pytest.skip("no debug build: nothing is counted")
+    gc.collect()
+    before = ledger.entries()["contexts"]
+    contexts, settings = Contexts(), TlsServer(certificates=(GOOD, AUTHORITY.issue("b.example")))
+    machine = contexts(settings)
+    assert ledger.entries()["contexts"][0] == before[0] + 1
+    del settings
+    gc.collect()
+    assert ledger.entries()["contexts"][1] == before[1]
+    del machine
+    assert ledger.entries()["contexts"][1] == before[1] + 1
