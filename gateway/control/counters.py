@@ -32,7 +32,7 @@ from gateway.events import CLIENT, AccessRecord, Cause, LegCounts, Side
 
 # Plain numbers, since an enum's member is slow to reach and to add.
 _CONNECTIONS, _SESSIONS = Cell.CONNECTIONS.value, Cell.SESSIONS.value
-_SERVING, _HELD = Cell.SERVING.value, Cell.HELD.value
+_SERVING, _HELD, _BEAT = Cell.SERVING.value, Cell.HELD.value, Cell.BEAT.value
 
 # What relays move, in one tuple: numbers that each live session keeps are to be few.
 Moved = tuple[int, int, int, int, int, int]
@@ -231,13 +231,13 @@ class Counters:
         """See governor.Elsewhere."""
         self.add(Cell.HANDSHAKES_TURNED_AWAY)
 
-    def loads(self) -> list[Load]:
-        """What every other worker that serves has now."""
+    def loads(self, since_ns: int) -> list[Load]:
+        """What every other worker has now that serves, and has said so since then."""
         cells = self._cells
         return [
             Load(cells[base + _CONNECTIONS], held=bool(cells[base + _HELD]))
             for base in map(region_of, range(self._memory.workers))
-            if base != self._base and cells[base + _SERVING]
+            if base != self._base and cells[base + _SERVING] and cells[base + _BEAT] >= since_ns
         ]
 
     def _sum_elsewhere(self, offset: int) -> int:

@@ -3,11 +3,14 @@
 That is the smaller of two: the CPUs that it may run on (sched_setaffinity(2), cpuset), and the time
 that a cgroup lets it have (`cpu.max` of version 2, `cpu.cfs_quota_us` of version 1), which is how
 container runtimes and Kubernetes set a limit. Of a limit of 2.5 CPUs two workers get their fill;
-a third would be stopped in the middle of its turns.
+a third would be stopped in the middle of its turns. More than `WORKERS_MAX`, which a table may not
+ask for either, would have no place in the memory that they share.
 """
 
 import os
 from pathlib import Path
+
+from gateway.control.shared import WORKERS_MAX
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
@@ -22,7 +25,7 @@ def workers_auto() -> int:
     """How many workers there are where the table does not say."""
     count = len(usable())
     quota = quota_of(OWN, CGROUPS)
-    return count if quota is None else max(1, min(count, int(quota)))
+    return min(WORKERS_MAX, count if quota is None else max(1, min(count, int(quota))))
 
 
 def quota_of(own: Path, mount: Path) -> float | None:

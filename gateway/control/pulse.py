@@ -9,6 +9,8 @@
 Laws of this file:
 
 - Held listeners are read again before a drain: who waits in their queues may have nobody else.
+- Nobody holds for a worker that does not turn. A stopped one has the fewest connections soon, and
+  all others would hold for it until it is killed: nobody would be accepted.
 - Between two looks it accepts `ACCEPTS_PER_TURN` clients at the most. So no worker ever has more
   than is allowed, and that many.
 """
@@ -27,6 +29,7 @@ from gateway.limits import Limits
 
 BEAT = 1.0            # seconds
 LOOK = 0.02           # seconds between two looks at the others while it holds
+SILENT = 2.0          # seconds without another's beat: it is not reckoned with until the next one
 
 # Names of timers, of the worker's own link.
 _BEAT = "beat"
@@ -75,7 +78,8 @@ class Pulse:
         if self._over:
             return
         own = Load(self._limits.connections)
-        hold = holds(own, self._counters.loads(), self._limits.max_sessions)
+        others = self._counters.loads(round((at - SILENT) * 1_000_000_000))
+        hold = holds(own, others, self._limits.max_sessions)
         if hold or self._held:
             self._hold(hold=hold)              # again and again: a listener may have been added
         if hold:

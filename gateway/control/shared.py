@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from gateway.errors import Handshake
 from gateway.events import Cause, Side
 
-WORKERS_MAX = 256             # regions; more than one for each CPU that a machine has today
+WORKERS_MAX = 256             # regions; what a table may ask for, and the most that "auto" is
 ROUTES_MAX = 2048             # with cells of their own
 ENDPOINTS_MAX = 4096
 BUCKETS = 4096                # of clients; 8 in each, so 32,768 where chance spreads them well

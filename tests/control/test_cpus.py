@@ -42,12 +42,12 @@ def test_quotas(tmp_path: Path, own: str, files: dict[str, str], quota: float | 
 
 @pytest.mark.parametrize(
     ("allowed", "quota", "workers"),
-    [(4, None, 4), (4, 2.5, 2), (4, 0.3, 1), (1, 8.0, 1)],
+    [(4, None, 4), (4, 2.5, 2), (4, 0.3, 1), (1, 8.0, 1), (768, None, 256), (768, 300.0, 256)],
 )
 def test_workers(
     monkeypatch: pytest.MonkeyPatch, allowed: int, quota: float | None, workers: int
 ) -> None:
-    """The smaller of both; a part of a CPU is still a worker."""
+    """The smaller of both; a part of a CPU is still a worker. No more than a table may ask for."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)))
     monkeypatch.setattr(cpus, "quota_of", lambda *_: quota)
     assert cpus.workers_auto() == workers

@@ -9,7 +9,7 @@ from gateway.control.board import Board
 from gateway.control.counters import Counters
 from gateway.control.metering import LOOKS
 from gateway.control.parties import Echo, Party
-from gateway.control.pulse import BEAT, LOOK, Pulse
+from gateway.control.pulse import BEAT, LOOK, SILENT, Pulse
 from gateway.control.report import Report
 from gateway.control.shared import Cell, SharedMemory, Slots
 from gateway.events import AccessRecord, LegCounts
@@ -69,7 +69,8 @@ class Stage:
         )
 
     def other_has(self, connections: int, *, serving: bool = True) -> None:
-        """The other worker's count."""
+        """The other worker's count, and its beat."""
+        self.other.beat(round(self.engine.time * 1e9), 0)
         self.other.connections_are(connections)
         self.other.store(Cell.SERVING, serving)
 
@@ -154,6 +155,22 @@ def test_it_goes_on_where_the_other_dies(stage: Stage) -> None:
     stage.board.bury(1)
     stage.fire("look")
     assert stage.calls() == READ
+
+
+def test_it_goes_on_where_the_other_does_not_turn(stage: Stage) -> None:
+    """A stopped worker has the fewest and accepts nobody: who waits for it would wait until it is
+    killed. When it turns again, it is reckoned with again."""
+    stage.pulse.start()
+    stage.other_has(0)
+    stage.limits.connections = 100
+    stage.pulse.look(50.0 + SILENT)
+    assert stage.calls() == HELD
+    stage.engine.time = 50.0 + SILENT + LOOK
+    stage.pulse.look(stage.engine.time)
+    assert stage.calls() == READ
+    stage.other_has(0)
+    stage.pulse.look(stage.engine.time)
+    assert stage.calls() == HELD
 
 
 def test_one_that_is_full_holds_for_one_that_has_room(stage: Stage) -> None:

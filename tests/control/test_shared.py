@@ -134,12 +134,14 @@ def test_a_beat_says_when_and_how_late(board: Board, memory: SharedMemory) -> No
 def test_the_others_are_those_that_serve(board: Board, memory: SharedMemory) -> None:
     one, two = Counters(memory, 0, Slots()), Counters(memory, 1, Slots())
     two.connections_are(5)
-    assert one.loads() == []
+    two.beat(7, 0)
+    assert one.loads(7) == []
     assert one.serving() == two.serving() == 1
     two.store(Cell.SERVING, 1)
     two.store(Cell.HELD, 1)
-    assert one.loads() == [Load(5, held=True)]
-    assert two.loads() == []
+    assert one.loads(7) == [Load(5, held=True)]
+    assert one.loads(8) == [], "it has not turned since"
+    assert two.loads(0) == []
     assert (one.serving(), two.serving()) == (2, 1)
     board.bury(1)
     assert one.serving() == 1

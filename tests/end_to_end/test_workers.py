@@ -23,7 +23,8 @@ from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from end_to_end.kit import COMMAND, ENGINES, START_LIMIT, Gateway, head, launch, route
-from end_to_end.wire import PATIENCE, connect, upgrade, wait_for
+from end_to_end.wire import PATIENCE, Wire, connect, upgrade, wait_for
+from gateway.balance import ALLOWANCE_MIN
 
 STREAMS = 12
 WINDOW = 8                    # messages of a stream that are on their way
@@ -219,6 +220,24 @@ def test_a_stopped_worker_holds_up_nobody_who_comes(gateway: Gateway, crowd: Cro
     crowd.go_on(streams + new)
     crowd.stop()
     assert {stream.end for stream in crowd.streams} == {"stopped"}
+
+
+def test_a_stopped_worker_is_not_waited_for(gateway: Gateway) -> None:
+    """It has the fewest connections. Far more come than the balance lets one worker have beyond
+    it, and all are accepted before it is found hanging and killed."""
+    stopped = gateway.workers[0]
+    os.kill(stopped, signal.SIGSTOP)
+    come: list[Wire] = []
+    try:
+        for _ in range(4 * ALLOWANCE_MIN):
+            come.append(gateway.connect())
+            come[-1].send(upgrade())
+            assert come[-1].read_head().status == 101
+        assert "a worker hangs" not in gateway.messages
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+        for wire in come:
+            wire.close()
 
 
 def test_a_drain_tells_everybody(gateway: Gateway, crowd: Crowd) -> None:
