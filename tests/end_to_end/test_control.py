@@ -235,9 +235,10 @@ def test_metrics_agree_with_what_clients_saw(start: Starter, client: Client) -> 
     gateway.command("reload")
     (gateway.folder / "routes.toml").write_text("broken =")
     assert gateway.command("reload").returncode == 1
-    for count, wanted in ((3, {"cause": "closed"}), (1, {"cause": "dismissed"})):
-        wait_for(lambda c=count, w=wanted: len(  # type: ignore[misc]
-            [one for one in gateway.records if one["cause"] == w["cause"]]) == c)
+    for count, cause in ((3, "closed"), (1, "dismissed"), (1, "too big")):
+        wait_for(lambda n=count, c=cause: len(  # type: ignore[misc]
+            [one for one in gateway.records if one["cause"] == c]) == n)
+    wait_for(lambda: samples(gateway)["gateway_connections_open"] == 1)
     found = samples(gateway)
     assert {key: found[key] for key in found if key.startswith("gateway_sessions")} == {
         "gateway_sessions_open route=echo": 1,
