@@ -243,7 +243,7 @@ cdef class RingCompletions(RingRelays):
                 slot.far[side].hungry = 0
                 slot.far[side].mask = UNWATCHED
                 self._watch(slot.index, side)
-                free_now -= 1
+                free_now -= slot.far[side].receiving    # who is held meanwhile takes none
         if self._hungry_start == self._hungry_end:
             self._hungry_start = self._hungry_end = 0
         elif self._hungry_start > self._hungry_room // 2:
