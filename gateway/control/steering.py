@@ -77,7 +77,7 @@ class Steering:
             from gateway.control.admin import Admin  # noqa: PLC0415 - see the module's docstring
 
             served = Admin(
-                admin.socket, lambda: supervisor.ready, self._exposition, supervisor.report
+                admin.socket, self._takes_sessions, self._exposition, supervisor.report
             )
             served.start()
             self._at_end.push_async_callback(served.close)
@@ -162,7 +162,7 @@ class Steering:
             "version": __version__,
             "engine": supervisor.setting.choice.engine,
             "pid": os.getpid(),
-            "ready": supervisor.ready,
+            "ready": self._takes_sessions(),
             "draining": supervisor.leaving,
             "uptime": round(time.monotonic() - self._began, 3),
             "table": str(self._path.absolute()),
@@ -281,6 +281,11 @@ class Steering:
         await self._ended.wait()
         return {"is": "ended", "cut": self._supervisor.totals.cut}
 
+    def _takes_sessions(self) -> bool:
+        """Whether new clients should come: where every worker has died nobody accepts them."""
+        serving = (one.state is WorkerState.SERVING for one in self._supervisor.live)
+        return self._supervisor.ready and any(serving)
+
     # --- For the admin address --------------------------------------------------------------
 
     def _exposition(self, accept: str) -> tuple[bytes, str]:
@@ -291,7 +296,7 @@ class Steering:
         facts = Facts(
             version=__version__,
             engine=supervisor.setting.choice.engine,
-            ready=supervisor.ready,
+            ready=self._takes_sessions(),
             workers={worker.index: worker.state.value for worker in supervisor.workers},
             restarts=sum(supervisor.restarts.values()),
             reloads={"done": outcome.done, "failed": outcome.failed},

@@ -7,7 +7,7 @@ A subclass owns the waiting. It overrides `watch` and `forget`, calls `ready` fo
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
-from gateway.engine.linux cimport EPOLLIN
+from gateway.engine.linux cimport EPOLLIN, EPOLLOUT
 from gateway.engine.pipes cimport NO_PIPE
 from gateway.engine.relay cimport OPEN, Leg
 from gateway.engine.relay_kernel cimport KernelCarriage
@@ -40,6 +40,14 @@ cdef class RelayLoop(KernelCarriage):
             and far.pipe == NO_PIPE
             and not (far.again or far.blocked or far.fault or far.sending) and far.fd >= 0
         )
+
+    @cython.final
+    cdef inline uint32_t _wanted(self, Slot *slot, int side) noexcept nogil:
+        """What this side is to be watched for."""
+        cdef uint32_t mask = EPOLLOUT if slot.far[side].blocked else 0
+        if slot.relay.legs[side].reading and not self._pipe_is_stuck(slot, side):
+            mask |= EPOLLIN
+        return mask
 
     cdef bint _pump_leg(self, Slot *slot, int side) noexcept nogil
     cdef object _fault_of(self, Slot *slot, int side)

@@ -389,6 +389,13 @@ cdef class RelayLoop(KernelCarriage):
             b"what waits for a side waits for its socket")
         law(far.ahead <= queued, b"what goes ahead is in the queue")
         law(far.tail_size == 0 or far.tail != NULL, b"a tail has its buffer")
+        law(leg.reading or leg.finished or leg.gone or leg.fate >= CLOSE
+            or slot.relay.legs[1 - side].clogged or (slot.relay.legs[1 - side].raw and leg.clogged),
+            b"who is not read is held, or has nothing to say")
+        law(not leg.clogged or leg.gone or leg.queued > self._terms(slot).max_queue // 2,
+            b"who is held is released at half")
+        law(far.fault or far.mask == self._wanted(slot, side)
+            or (far.hung and far.mask == UNWATCHED), b"what is wanted of a side is watched")
 
     cdef void _check_close(self, Slot *slot, int side) noexcept nogil:
         """The law of a close; for a debug build. With bytes unread it would be an RST, which may
@@ -456,16 +463,11 @@ cdef class RelayLoop(KernelCarriage):
 
     cdef void _watch(self, uint32_t index, int side) noexcept nogil:
         """Say what this side waits for, if that changed."""
-        cdef Slot *slot = self.slot(index)
-        cdef Far *far = &slot.far[side]
-        cdef Leg *leg = &slot.relay.legs[side]
-        cdef uint32_t mask = 0
+        cdef Far *far = &self.slot(index).far[side]
+        cdef uint32_t mask
         if far.fd < 0:
             return
-        if leg.reading and not self._pipe_is_stuck(slot, side):
-            mask |= EPOLLIN
-        if far.blocked:
-            mask |= EPOLLOUT
+        mask = self._wanted(self.slot(index), side)
         if mask != far.mask and (mask or not far.hung):
             self.watch(index, side, mask)       # which looks whether it is ready already
             far.mask = mask

@@ -31,7 +31,7 @@ from libc.string cimport memcpy, memmove
 
 from gateway.engine.ledger cimport law
 from gateway.engine.liburing cimport IORING_CQE_BUFFER_SHIFT, IORING_CQE_F_BUFFER
-from gateway.engine.linux cimport EPOLLIN
+from gateway.engine.linux cimport EPOLLIN, EPOLLOUT
 from gateway.engine.pipes cimport NO_PIPE
 from gateway.engine.relay cimport CLOSE, RESET, Leg, Span, relay_sent
 from gateway.engine.relay_slots cimport UNWATCHED, Far, Slot
@@ -259,7 +259,7 @@ cdef class RingCompletions(RingRelays):
                 slot.far[side].hungry = 0
                 slot.far[side].mask = UNWATCHED
                 self._watch(slot.index, side)
-                free_now -= 1
+                free_now -= slot.far[side].receiving    # who is held meanwhile takes none
         if self._hungry_start == self._hungry_end:
             self._hungry_start = self._hungry_end = 0
         elif self._hungry_start > self._hungry_room // 2:
@@ -411,6 +411,27 @@ cdef class RingCompletions(RingRelays):
             or (far.polling and far.polled & EPOLLIN),
             b"who is to be read has a receive, a poll, hunger, or a send before it",
         )
+        law(
+            far.fd < 0 or far.fault or not far.blocked
+            or (far.polling and far.polled & EPOLLOUT),
+            b"who takes nothing now has a poll",
+        )
+        law(
+            not far.fault or far.fd < 0 or far.receiving,
+            b"who takes nothing any more is read for the last time, or given up",
+        )
+        law(
+            not far.hungry or self._hungry_start < self._hungry_end,
+            b"who is hungry stands in the queue",
+        )
+
+    cdef uint32_t _in_flight(self, const Far *far) noexcept nogil:
+        cdef uint32_t count = far.receiving
+        if far.sending:
+            count += 1
+        if far.polling and not far.aside:
+            count += 1
+        return count
 
     # --- For tests -------------------------------------------------------------------------------
 

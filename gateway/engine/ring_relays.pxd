@@ -50,6 +50,8 @@ cdef class RingRelays(RelayLoop):
     cdef bint _aside_armed
 
     cdef void _loop(self, double until) noexcept nogil
+    cdef void _check_all(self) noexcept nogil
+    cdef uint32_t _in_flight(self, const Far *far) noexcept nogil
     cdef void _reap(self, double limit) noexcept nogil
     cdef void _complete(self, const Completion *completion) noexcept nogil
     cdef Slot *_slot_of(self, uint64_t place, uint32_t generation) noexcept nogil

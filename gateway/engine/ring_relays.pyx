@@ -26,6 +26,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from gateway.engine.ledger cimport DEBUG, law
 from gateway.engine.linux cimport (
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
@@ -47,6 +48,7 @@ from gateway.engine.uring_ring cimport Completion, Ring
 cdef enum:
     LOOK_EVERY = 16                  # completions of little between two looks at the clock
     ASIDE_BATCH = 64
+    CHECK_EVERY = 16                 # turns between two looks at all relays, of a debug build
     LEAVE_TRIES = 100                # waits of a millisecond in vain for what was cancelled
 
 cdef double TURN_LIMIT = 0.002       # seconds of relaying before Python and timers have their turn
@@ -189,6 +191,8 @@ cdef class RingRelays(RelayLoop):
             interrupted = self.ring.wait(latest - self.now)
             self.now = clock()
             self._reap(self.now + self._turn_limit)
+            if DEBUG and (self._chunk_count == 1 or self.turns % CHECK_EVERY == 0):
+                self._check_all()
             if (
                 self._found_count or self.ended_size or interrupted or self.ring.error
                 or self.now >= until
@@ -213,6 +217,26 @@ cdef class RingRelays(RelayLoop):
         if count:
             self.turns += 1
             self.now = clock()
+
+    cdef void _check_all(self) noexcept nogil:
+        """Between two turns nobody sleeps for whom nothing will come; for a debug build."""
+        cdef uint64_t expected = 0
+        cdef uint32_t index
+        cdef Slot *slot
+        cdef int side
+        for index in range(self._chunk_count * CHUNK):
+            slot = self.slot(index)
+            if not slot.used or slot.ended:
+                continue
+            for side in range(2):
+                if slot.far[side].fd >= 0:
+                    self._check(slot, side)
+                    expected += self._in_flight(&slot.far[side])
+        law(expected <= self.ring.pending + self.put_off_size, b"what is awaited is in flight")
+
+    cdef uint32_t _in_flight(self, const Far *far) noexcept nogil:
+        """Operations of this side whose completion is awaited."""
+        return far.mask != UNWATCHED and not far.aside
 
     cdef void _complete(self, const Completion *completion) noexcept nogil:
         cdef uint32_t mask, generation = <uint32_t>(completion.data >> 40)

@@ -180,6 +180,24 @@ def test_ready_until_it_drains(start: Starter) -> None:
         pass
 
 
+def test_not_ready_while_no_worker_serves(start: Starter) -> None:
+    """Workers that die young are replaced later and later: nobody accepts meanwhile."""
+    gateway = start(head(ADMIN) + ECHO)
+    admin = admin_of(gateway)
+
+    def gone() -> bool:
+        for pid in gateway.workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return get(f"{admin}/readyz") == (503, "not ready\n")
+
+    wait_for(gone, message="ready without a worker")
+    assert get(f"{admin}/livez") == (200, "alive\n")
+    wait_for(lambda: get(f"{admin}/readyz")[0] == 200, message="not ready again")
+    with connect(gateway.url("/echo"), proxy=None):
+        pass
+
+
 def test_a_new_program_goes_on_with_the_admin_address(start: Starter) -> None:
     """At the same port: a scrape has it there, and is told what the old one still has."""
     gateway = start(head(ADMIN, 'drain = "20s"') + ECHO)
@@ -217,9 +235,10 @@ def test_metrics_agree_with_what_clients_saw(start: Starter, client: Client) -> 
     gateway.command("reload")
     (gateway.folder / "routes.toml").write_text("broken =")
     assert gateway.command("reload").returncode == 1
-    for count, wanted in ((3, {"cause": "closed"}), (1, {"cause": "dismissed"})):
-        wait_for(lambda c=count, w=wanted: len(  # type: ignore[misc]
-            [one for one in gateway.records if one["cause"] == w["cause"]]) == c)
+    for count, cause in ((3, "closed"), (1, "dismissed"), (1, "too big")):
+        wait_for(lambda n=count, c=cause: len(  # type: ignore[misc]
+            [one for one in gateway.records if one["cause"] == c]) == n)
+    wait_for(lambda: samples(gateway)["gateway_connections_open"] == 1)
     found = samples(gateway)
     assert {key: found[key] for key in found if key.startswith("gateway_sessions")} == {
         "gateway_sessions_open route=echo": 1,

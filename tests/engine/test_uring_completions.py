@@ -116,6 +116,36 @@ def test_hungry_links_that_end_are_forgotten(rig: SocketRig) -> None:
     rig.until(lambda: all(has(server, frame(seed=2)) for *_, server in later))
 
 
+def test_who_is_hungry_and_held_takes_no_buffer_from_others(tmp_path: Path) -> None:
+    """A client has bytes for which no buffer is left, and is held before there is one, since it
+    takes nothing itself. The one that comes back is for who waits behind it, in the same turn."""
+    rules = dataclasses.replace(RAW, max_queue=32_768)
+    with rigged(tmp_path, "completions", buffers=1) as rig:
+        ring = completions_of(rig)
+        client, browser = rig.accepted(small=True)
+        upstream, server = rig.connected(small=True)
+        rig.engine.relay(client, upstream, rules)
+        *_, second, beyond = relayed(rig, RAW)
+        browser.stall()
+        while ring.stats()["queued"] < 20_000:
+            server.send(noise(2000))
+            rig.settle(0.001)
+        rig.settle(0.01)
+        ring.withhold(True)
+        for far, data in ((server, noise(16_000)), (browser, frame()), (second, frame())):
+            assert isinstance(far, SocketFar)
+            far.send(data)
+            far.move()
+        rig.until(lambda: ring.hungry == 2)
+        assert ring.stats()["queued"] > rules.max_queue
+        ring.withhold(False)
+        assert ring.hungry == 0
+        rig.until(lambda: has(beyond, noise(64)))
+        browser.resume()
+        assert isinstance(server, SocketFar)
+        rig.until(lambda: has(server, noise(64)))
+
+
 @pytest.mark.parametrize("buffers", [1, 2])
 def test_few_buffers_lose_nothing(tmp_path: Path, buffers: int) -> None:
     """A hundred busy links share one or two of them."""
