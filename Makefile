@@ -47,7 +47,7 @@ demo-tls: ready  ## the same by https, with certificates of its own, https://loc
 	if [ $$code -ne 4 ]; then exit $$code; fi  # as above
 
 test: check      ## ruff, mypy, and all tests but those with a target of their own
-	$(PY) -m pytest -n 2 --dist loadfile --ignore=tests/house/test_clean_root.py $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --ignore=tests/house/test_clean_root.py --ignore=tests/ktls $(ARGS)
 
 test-fast: ready-to-test   ## tests without sockets and programs: about a minute
 	$(PY) -m pytest $(FAST) $(ARGS)

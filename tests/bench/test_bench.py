@@ -313,7 +313,7 @@ def test_verdicts_follow_from_ratios_within_a_round() -> None:
     assert (floor.found.low, floor.found.middle, floor.found.high) == (1.125, 1.125, 1.125)
     assert (peer.against, peer.word) == ("nginx", "pass")
     words = [verdict.word for verdict in check(field)]
-    assert words == ["miss", "pass", *["not measured"] * 6, "pass", "pass", "not measured",
+    assert words == ["miss", "pass", *["not measured"] * 12, "pass", "pass", "not measured",
                      "miss", "not measured"]
 
 

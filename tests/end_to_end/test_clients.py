@@ -212,7 +212,7 @@ def test_two_hundred_at_once(url: str) -> None:
     """Many sessions at the same time, each gets its own messages, in order."""
 
     async def one(number: int) -> None:
-        async with connect_async(url, compression=None) as client:
+        async with connect_async(url, compression=None, open_timeout=60) as client:
             for turn in range(5):
                 await client.send(f"{number}.{turn}")
                 await client.send(bytes([turn]) * number)
@@ -291,6 +291,11 @@ def test_aiohttp(url: str, compress: int, folder: Folder | None) -> None:
             assert await client.receive_bytes() == big
             assert await client.close(code=4001, message=b"done")
             assert client.close_code == 4001
+        # aiohttp's close returns before its transports are closed (its docs: graceful shutdown).
+        watched = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]
+        async with asyncio.timeout(10):
+            while len(watched) > 1:  # noqa: ASYNC110 - no event tells; the loop's own pipe stays
+                await asyncio.sleep(0.01)
 
     asyncio.run(talk())
 
