@@ -44,7 +44,7 @@ class CompiledRelays:
             ring if ring is not None else EpollRelays(descriptors.pipes_max())
         )
         self.slots: dict[Link, int] = {}
-        self._ktls: dict[Link, tuple[str, str]] = {}    # by the client, where there is TLS
+        self._ktls: dict[int, tuple[str, str]] = {}     # by the slot, where there is TLS
 
     def fileno(self) -> int:
         """To be watched for reading; `drain` is due when it is readable. Not where a ring is."""
@@ -91,8 +91,6 @@ class CompiledRelays:
         queued = tuple(b"".join(link.queue or ()) for link in links)
         finished = tuple(link.finished for link in links)
         legs = tuple(leg_of(link) for link in links)
-        if client.ktls or upstream.ktls:
-            self._ktls[client.number] = client.ktls, upstream.ktls
         set_kernel_limits(client, upstream, rules)
         slot = self._driver.begin(
             client.number, upstream.number,
@@ -100,6 +98,8 @@ class CompiledRelays:
             rules, bytes_first, queued, finished, legs,
         )
         self.slots[client.number] = self.slots[upstream.number] = slot
+        if client.ktls or upstream.ktls:
+            self._ktls[slot] = client.ktls, upstream.ktls
         self.report()
 
     def end(self, link: Link, cause: Cause, rules: RelayRules | None) -> None:
@@ -114,12 +114,13 @@ class CompiledRelays:
 
     def inspect(self, link: Link) -> tuple[LegCounts, LegCounts]:
         """Counters of a running relay."""
-        return self._with_ktls(link, self._driver.counts(self.slots[link]))
+        slot = self.slots[link]
+        return self._with_ktls(slot, self._driver.counts(slot))
 
     def _with_ktls(
-        self, client: Link, counts: tuple[LegCounts, LegCounts]
+        self, slot: int, counts: tuple[LegCounts, LegCounts]
     ) -> tuple[LegCounts, LegCounts]:
-        told = self._ktls.get(client)
+        told = self._ktls.get(slot)
         if told is None:
             return counts
         return replace(counts[0], ktls=told[0]), replace(counts[1], ktls=told[1])
@@ -149,13 +150,14 @@ class CompiledRelays:
             return
         now = self._engine.now()
         for client, upstream, outcome, counts, faults in self._driver.take_ended():
-            del self.slots[client], self.slots[upstream]
+            slot = self.slots.pop(client)
+            del self.slots[upstream]
             cause, side, detail = outcome
             ended = RelayEnded(
                 now, client, upstream=upstream, cause=cause, side=side, detail=detail,
-                counts=self._with_ktls(client, counts),
+                counts=self._with_ktls(slot, counts),
             )
-            self._ktls.pop(client, None)
+            self._ktls.pop(slot, None)
             closed = (Closed(now, client, faults[0]), Closed(now, upstream, faults[1]))
             self._engine.come_back(client, upstream, ended, *closed)
 
