@@ -39,7 +39,7 @@ def gateway(start_shared: Starter, narrow: Upstream) -> Gateway:
     return start_shared(
         head()
         + route("ws", narrow.url("ws"), QUICK)
-        + route("beats", narrow.url("ws"), 'heartbeat = "300ms"', 'heartbeat_timeout = "400ms"')
+        + route("beats", narrow.url("ws"), 'heartbeat = "300ms"', 'heartbeat_timeout = "1s"')
         + route("hasty", narrow.url("ws"), 'close_timeout = "700ms"')
         + route("raw", narrow.url("tcp"), QUICK)
         + route("stalls", narrow.url("tcp"), QUICK, 'write_timeout = "700ms"')

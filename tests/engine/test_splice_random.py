@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.rig import MEBIBYTE, Far, Rig, rig_of
-from engine.tls_ends import SecureEnds
+from engine.tls_ends import SecureEnds, SecureFar
 from gateway import frames
 from gateway.events import Cause, RelayEnded, RelayRules, Side
 
@@ -116,8 +116,10 @@ def payloads(data: bytes) -> bytes:
 
 
 def heard_end(far: Far) -> Callable[[], bool]:
-    """A condition: this far end has seen FIN or RST."""
-    return lambda: far.finished or far.was_reset
+    """A condition: this far end has seen FIN, with close_notify or (a stream that breaks off)
+    without, or RST."""
+    below = far.plain if isinstance(far, SecureFar) else far
+    return lambda: far.finished or below.finished or below.was_reset
 
 
 class Life:
