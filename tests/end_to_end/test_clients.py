@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import os
 import random
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import aiohttp
 import pytest
@@ -14,7 +16,7 @@ import websockets
 from websockets.asyncio.client import connect as connect_async
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import CloseCode
-from websockets.sync.client import connect as connect_sync
+from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import Server, ServerConnection, serve
 from websockets.typing import Subprotocol
 
@@ -51,6 +53,16 @@ def choose(_: ServerConnection, offers: Sequence[Subprotocol]) -> Subprotocol | 
     """The newest that is offered, or none."""
     known = (Subprotocol("chat.v2"), Subprotocol("chat.v1"))
     return next((one for one in known if one in offers), None)
+
+
+def connect_sync(url: str, **named: Any) -> ClientConnection:
+    """A client of `websockets` in threads. Two of them use one SSLSocket at once, for which
+    Python's `ssl` is not made: a ticket that comes behind the handshake, as in TLS 1.3, may keep
+    what is sent meanwhile. TLS 1.2 has it within."""
+    if url.startswith("wss:"):
+        named["ssl"] = context = ssl.create_default_context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+    return connect(url, **named)
 
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
