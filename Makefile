@@ -24,6 +24,14 @@ FAST := tests/house tests/words tests/policy tests/protocol tests/control \
 	--ignore=tests/control/test_channel.py
 MAKEFLAGS += --no-print-directory
 
+# $(call serve,TABLE) until Ctrl and C, or SIGTERM. 4: somebody was connected at that moment.
+define serve
+@trap : INT; trap 'kill $$gateway' TERM; \
+$(PY) -m gateway --routes $(1) & gateway=$$!; \
+wait $$gateway; code=$$?; if [ $$code -gt 128 ]; then wait $$gateway; code=$$?; fi; \
+if [ $$code -ne 4 ]; then exit $$code; fi
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-tls test test-fast test-debug test-asan clean-root ktls autobahn fuzz simulation reloads scale bench bench-prepare check lint types format lock wheel clean ready ready-to-test
 
@@ -33,18 +41,12 @@ help:            ## this list
 
 demo: ready      ## run the gateway on routes/demo.toml, http://127.0.0.1:8080
 	@echo "Open http://127.0.0.1:8080/ in a browser; Ctrl and C ends it."
-	@trap : INT; trap 'kill $$gateway' TERM; \
-	$(PY) -m gateway --routes routes/demo.toml & gateway=$$!; \
-	wait $$gateway; code=$$?; if [ $$code -gt 128 ]; then wait $$gateway; code=$$?; fi; \
-	if [ $$code -ne 4 ]; then exit $$code; fi  # 4: the browser was connected at Ctrl and C
+	$(call serve,routes/demo.toml)
 
 demo-tls: ready  ## the same by https, with certificates of its own, https://localhost:8443
 	@test -f certs/server.crt || $(PY) -m gateway certs
 	@echo "Open https://localhost:8443/ in a browser that trusts certs/ca.crt (certs/README.md)."
-	@trap : INT; trap 'kill $$gateway' TERM; \
-	$(PY) -m gateway --routes routes/demo-tls.toml & gateway=$$!; \
-	wait $$gateway; code=$$?; if [ $$code -gt 128 ]; then wait $$gateway; code=$$?; fi; \
-	if [ $$code -ne 4 ]; then exit $$code; fi  # as above
+	$(call serve,routes/demo-tls.toml)
 
 test: check      ## ruff, mypy, and all tests but those with a target of their own
 	$(PY) -m pytest -n 2 --dist loadfile --ignore=tests/house/test_clean_root.py --ignore=tests/ktls $(ARGS)
