@@ -257,6 +257,16 @@ def memory_of(pid: int) -> int:
 
 
 @contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """This process stands still meanwhile, or until it is told SIGCONT within."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
 def launch(
     table: str, folder: Path, *, engine: str = "uvloop", files: int = 0, write: bool = True
 ) -> Iterator[Gateway]:

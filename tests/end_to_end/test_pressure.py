@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import random
-import signal
 import socket
 import threading
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.kit import Gateway, Starter, head, open_raw, open_ws, route
+from end_to_end.kit import Gateway, Starter, head, open_raw, open_ws, route, stopped
 from end_to_end.wire import BINARY, PING, Upstream, Wire, frame, upgrade, wait_for
 
 pytestmark = pytest.mark.forms
@@ -311,14 +310,11 @@ def test_a_worker_that_sleeps_in_mid_stream_loses_nothing(
             neighbour, behind = open_ws(gateway, wide, "/wide")
             first, last = len(up) * turn // 5, len(up) * (turn + 1) // 5
             assert service.exactly(last - first) == up[first:last]
-            os.kill(worker, signal.SIGSTOP)
-            try:
+            with stopped(worker):
                 wait_for(lambda: " T " in Path(f"/proc/{worker}/stat").read_text())
                 for wire, is_client in ((neighbour, True), (behind, False)):
                     wire.send(frame(BINARY, b"x" * 9000, masked=is_client)[: 4000 * (turn % 3) + 7])
                 (neighbour if turn % 2 else behind).reset()
-            finally:
-                os.kill(worker, signal.SIGCONT)
             first, last = len(down) * turn // 5, len(down) * (turn + 1) // 5
             assert client.exactly(last - first) == down[first:last]
             neighbour.close()

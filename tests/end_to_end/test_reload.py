@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import Server, ServerConnection, serve
 
-from end_to_end.kit import Gateway, Starter, head, on_engine, route
+from end_to_end.kit import Gateway, Starter, head, on_engine, route, stopped
 from end_to_end.reloads import (
     Edits,
     Load,
@@ -191,21 +191,17 @@ def test_a_listener_becomes_wider_or_narrower(
     gateway = start(head(listen=(f"{now}:0",)) + echoing)
     one = client(gateway, "/echo")
     (worker,) = gateway.workers
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        with contextlib.ExitStack() as waiting:
-            host = ("127.0.0.1", gateway.port)
-            clients = [waiting.enter_context(connect_to(host)) for _ in range(100)]
-            for each in clients:
-                each.send(upgrade("/echo"))
-            write(gateway, head(listen=(f"{then}:{gateway.port}",)) + echoing, engine)
-            gateway.signal(signal.SIGHUP)
-            os.kill(worker, signal.SIGCONT)
-            gateway.said("1 listeners added, 1 listeners removed")
-            for each in clients:
-                assert each.read_head().status == 101
-    finally:
+    with stopped(worker), contextlib.ExitStack() as waiting:
+        host = ("127.0.0.1", gateway.port)
+        clients = [waiting.enter_context(connect_to(host)) for _ in range(100)]
+        for each in clients:
+            each.send(upgrade("/echo"))
+        write(gateway, head(listen=(f"{then}:{gateway.port}",)) + echoing, engine)
+        gateway.signal(signal.SIGHUP)
         os.kill(worker, signal.SIGCONT)
+        gateway.said("1 listeners added, 1 listeners removed")
+        for each in clients:
+            assert each.read_head().status == 101
     assert listening_now(gateway) == [f"{then}:{gateway.port}"]
     assert answers(one)
     assert answers(client(gateway, "/echo"))
@@ -236,20 +232,16 @@ def test_who_waits_on_a_listener_that_goes_is_served(start: Starter, engine: str
     echoing = route("echo", "builtin:echo")
     gateway = start(head(listen=("127.0.0.1:0", "unix:goes.sock")) + echoing)
     (worker,) = gateway.workers
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        with contextlib.ExitStack() as waiting:
-            clients = [waiting.enter_context(gateway.connect(1)) for _ in range(200)]
-            for one in clients:
-                one.send(upgrade("/echo"))
-            write(gateway, head() + echoing, engine)
-            gateway.signal(signal.SIGHUP)
-            os.kill(worker, signal.SIGCONT)
-            gateway.said("1 listeners removed")
-            for one in clients:
-                assert one.read_head().status == 101
-    finally:
+    with stopped(worker), contextlib.ExitStack() as waiting:
+        clients = [waiting.enter_context(gateway.connect(1)) for _ in range(200)]
+        for one in clients:
+            one.send(upgrade("/echo"))
+        write(gateway, head() + echoing, engine)
+        gateway.signal(signal.SIGHUP)
         os.kill(worker, signal.SIGCONT)
+        gateway.said("1 listeners removed")
+        for one in clients:
+            assert one.read_head().status == 101
     assert not (gateway.folder / "goes.sock").exists()
 
 

@@ -22,8 +22,8 @@ import websockets
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 
-from end_to_end.kit import COMMAND, ENGINES, START_LIMIT, Gateway, head, launch, route
-from end_to_end.wire import PATIENCE, Wire, connect, upgrade, wait_for
+from end_to_end.kit import COMMAND, ENGINES, START_LIMIT, Gateway, head, launch, route, stopped
+from end_to_end.wire import PATIENCE, connect, upgrade, wait_for
 from gateway.balance import ALLOWANCE_MIN
 
 STREAMS = 12
@@ -210,13 +210,9 @@ def test_a_killed_worker_takes_only_its_own_sessions(gateway: Gateway, crowd: Cr
 def test_a_stopped_worker_holds_up_nobody_who_comes(gateway: Gateway, crowd: Crowd) -> None:
     """The sockets are shared: the other one accepts. What stood in it goes on when it does."""
     streams = crowd.come(gateway.url())
-    stopped = gateway.workers[0]
-    os.kill(stopped, signal.SIGSTOP)
-    try:
+    with stopped(gateway.workers[0]):
         new = crowd.come(gateway.url())
         crowd.go_on(new)
-    finally:
-        os.kill(stopped, signal.SIGCONT)
     crowd.go_on(streams + new)
     crowd.stop()
     assert {stream.end for stream in crowd.streams} == {"stopped"}
@@ -225,19 +221,12 @@ def test_a_stopped_worker_holds_up_nobody_who_comes(gateway: Gateway, crowd: Cro
 def test_a_stopped_worker_is_not_waited_for(gateway: Gateway) -> None:
     """It has the fewest connections. Far more come than the balance lets one worker have beyond
     it, and all are accepted before it is found hanging and killed."""
-    stopped = gateway.workers[0]
-    os.kill(stopped, signal.SIGSTOP)
-    come: list[Wire] = []
-    try:
+    with contextlib.ExitStack() as come, stopped(gateway.workers[0]):
         for _ in range(4 * ALLOWANCE_MIN):
-            come.append(gateway.connect())
-            come[-1].send(upgrade())
-            assert come[-1].read_head().status == 101
+            wire = come.enter_context(gateway.connect())
+            wire.send(upgrade())
+            assert wire.read_head().status == 101
         assert "a worker hangs" not in gateway.messages
-    finally:
-        os.kill(stopped, signal.SIGCONT)
-        for wire in come:
-            wire.close()
 
 
 def test_a_drain_tells_everybody(gateway: Gateway, crowd: Crowd) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from engine.authority import Authority
 from engine.rig import SocketFar
 from engine.splicing import CALM, Road, Roads
+from engine.tls_ends import NAME, FarTls
 from gateway.engine.openssl import Contexts, OpensslMachine
 from gateway.events import KeyPair, RelayRules, Side, TlsClient, TlsServer
 
-NAME = "a.example"
 WHOLE = 65536
 
 
@@ -49,25 +49,6 @@ def parties(authority: Authority, pair: KeyPair, version: str = "TLSv1_3") -> Pa
         far_server,
         Contexts(),
     )
-
-
-class FarTls:
-    """The far end's TLS, without a socket."""
-
-    def __init__(self, context: ssl.SSLContext, *, is_server: bool):
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.ssl = context.wrap_bio(
-            self.incoming, self.outgoing,
-            server_side=is_server, server_hostname=None if is_server else NAME,
-        )
-
-    def shake(self) -> bool:
-        """Go on with the handshake; True once it is done."""
-        try:
-            self.ssl.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
 
 
 def shake_in_memory(near: OpensslMachine, far: FarTls) -> None:

@@ -17,7 +17,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from engine.authority import Authority
-from engine.sealing import NAME, Parties, parties
+from engine.sealing import Parties, parties
+from engine.tls_ends import NAME
 from gateway.engine import ktls, openssl, tls
 from gateway.engine.ktls import AES_128, AES_256, CHACHA20, TLS_1_2, TLS_1_3, TLS_RX, TLS_TX
 from gateway.engine.ktls_handover import Handover, KernelLeg, Records, follow, secrets_of

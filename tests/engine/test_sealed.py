@@ -7,8 +7,9 @@ import pytest
 
 from engine.authority import Authority
 from engine.rig import MEBIBYTE, SocketFar, noise
-from engine.sealing import NAME, Parties, SealedRoads, driving_sealed, parties
+from engine.sealing import Parties, SealedRoads, driving_sealed, parties
 from engine.splicing import CALM, close_code, close_of, frame_of, header_of
+from engine.tls_ends import NAME
 from gateway import frames
 from gateway.control.parts import OPENSSL
 from gateway.errors import Fault
@@ -18,6 +19,10 @@ pytestmark = pytest.mark.skipif(bool(OPENSSL.why_missing()), reason="no OpenSSL 
 
 BOTH = (Side.CLIENT, Side.UPSTREAM)
 SEALED = [(Side.CLIENT,), (Side.UPSTREAM,), BOTH]
+SEALED_SIDES = pytest.mark.parametrize(
+    ("roads", "side"), [(sealed, side) for sealed in SEALED for side in sealed],
+    indirect=["roads"],
+)
 VERSIONS = ["TLSv1_2", "TLSv1_3"]
 _AUTHORITY = Authority()
 _PAIR = _AUTHORITY.issue(NAME)
@@ -113,13 +118,11 @@ def test_fin_without_close_notify_is_no_end(roads: SealedRoads, side: Side) -> N
     )
 
 
-@pytest.mark.parametrize("side", list(Side))
+@SEALED_SIDES
 def test_fin_without_close_notify_behind_close_harms_nothing(
     roads: SealedRoads, side: Side
 ) -> None:
     """The stream is whole: its Close says so."""
-    if side not in roads.sealed:
-        pytest.skip("no TLS on that side")
     road = roads.one()
     road.send(side, close_of(side, 1000))
     road.sealed_far(side).truncate()
@@ -131,11 +134,9 @@ def test_fin_without_close_notify_behind_close_harms_nothing(
     roads.until(lambda: bytes(road.fars[side].received) == close_of(side.other, 1000))
 
 
-@pytest.mark.parametrize("side", list(Side))
+@SEALED_SIDES
 def test_a_forged_record_is_a_loss(roads: SealedRoads, side: Side) -> None:
     """And what came before it is delivered."""
-    if side not in roads.sealed:
-        pytest.skip("no TLS on that side")
     road = roads.one()
     road.send(side, frame_of(side, b"before"))
     road.sealed_far(side).send_sealed(b"\x17\x03\x03\x00\x20" + bytes(32))

@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from engine.authority import Authority
-from engine.tls_ends import authority, client_settings, pair, server_settings
+from engine.tls_ends import FarTls, authority, client_settings, pair, server_settings
 from gateway.engine import openssl, tls
 from gateway.engine.secure import Facts, Machine, MachineFactory, TlsFault
 from gateway.errors import Fault, Handshake
@@ -208,7 +208,7 @@ def test_a_client_that_is_not_trusted(make: MachineFactory, shown: object, sente
 # --- Versions, ciphers, protocols -------------------------------------------------------------
 
 
-class Old:
+class Old(FarTls):
     """As much of a machine as a handshake takes: a client of one version, however old."""
 
     def __init__(self, version: ssl.TLSVersion, ciphers: str = "DEFAULT:@SECLEVEL=0"):
@@ -217,22 +217,14 @@ class Old:
         context.verify_mode = ssl.CERT_NONE
         context.set_ciphers(ciphers)
         context.minimum_version = context.maximum_version = version
-        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.ssl = context.wrap_bio(self._in, self._out, server_hostname="a.example")
+        super().__init__(context, is_server=False)
 
     def feed(self, sealed: bytes | memoryview) -> None:
         """See secure.Machine; and so on."""
-        self._in.write(sealed)
+        self.incoming.write(sealed)
 
     def take(self) -> bytes:
-        return self._out.read()
-
-    def shake(self) -> bool:
-        try:
-            self.ssl.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
+        return self.outgoing.read()
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")

@@ -6,6 +6,7 @@ the far end of a compiled engine is not the code that it tests.
 """
 
 import functools
+import ssl
 
 from engine.authority import Authority
 from engine.rig import Far, MemoryRig, Rig
@@ -14,6 +15,7 @@ from gateway.engine.secure import Machine, TlsFault
 from gateway.engine.tls import Contexts
 from gateway.events import KeyPair, Link, Secured, TlsClient, TlsServer
 
+NAME = "a.example"
 TAKE = memoryview(bytearray(256 * 1024))
 
 
@@ -39,6 +41,25 @@ def server_settings() -> TlsServer:
 def client_settings(server_name: str = "a.example") -> TlsClient:
     """Trusts the CA."""
     return TlsClient(server_name=server_name, ca=authority().pem)
+
+
+class FarTls:
+    """The far end's TLS by Python's `ssl`, without a socket."""
+
+    def __init__(self, context: ssl.SSLContext, *, is_server: bool):
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.ssl = context.wrap_bio(
+            self.incoming, self.outgoing,
+            server_side=is_server, server_hostname=None if is_server else NAME,
+        )
+
+    def shake(self) -> bool:
+        """Go on with the handshake; True once it is done."""
+        try:
+            self.ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
 
 
 # --- Far ends ---------------------------------------------------------------------------------
@@ -174,11 +195,8 @@ def accepted(
     small: bool = False,
 ) -> tuple[Link, SecureFar]:
     """A client's link, secured, and the client."""
-    link, plain = rig.plainly_accepted(family=family, small=small)
-    far = over(rig, plain, client or client_settings())
-    rig.engine.secure(link, server or server_settings())
-    rig.until(lambda: rig.has(link, Secured) and far.is_secured)
-    return link, far
+    plain = rig.plainly_accepted(family=family, small=small)
+    return _secured(rig, plain, server or server_settings(), client or client_settings())
 
 
 def connected(
@@ -190,8 +208,16 @@ def connected(
     small: bool = False,
 ) -> tuple[Link, SecureFar]:
     """An upstream's link, secured, and the upstream."""
-    link, plain = rig.plainly_connected(family=family, small=small)
-    far = over(rig, plain, server or server_settings())
-    rig.engine.secure(link, client or client_settings())
+    plain = rig.plainly_connected(family=family, small=small)
+    return _secured(rig, plain, client or client_settings(), server or server_settings())
+
+
+def _secured(
+    rig: Rig, ends: tuple[Link, Far], near: TlsServer | TlsClient, other: TlsServer | TlsClient
+) -> tuple[Link, SecureFar]:
+    """Both handshakes, to their ends."""
+    link, plain = ends
+    far = over(rig, plain, other)
+    rig.engine.secure(link, near)
     rig.until(lambda: rig.has(link, Secured) and far.is_secured)
     return link, far
