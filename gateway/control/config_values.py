@@ -360,6 +360,8 @@ def pairs_of(
 
 # --- Fields ------------------------------------------------------------------------------------
 
+KEYS_OF_FIELDS = {"host": "host", "sec-websocket-protocol": "subprotocol"}
+
 
 def field_name(value: object, place: str) -> str:
     """A field's name."""
@@ -382,10 +384,9 @@ def field_value(value: object, place: str) -> str:
 def matched_field(value: object, place: str) -> str:
     """A field that a route may match by, in lower case; some have keys of their own."""
     text = field_name(value, place)
-    keys = {"host": "host", "sec-websocket-protocol": "subprotocol"}
-    if text.lower() in keys:
+    if text.lower() in KEYS_OF_FIELDS:
         raise TableError(place, quoted(text), "a field without a key of its own",
-                         f"use the key {keys[text.lower()]}")
+                         f"use the key {KEYS_OF_FIELDS[text.lower()]}")
     return text.lower()
 
 
